@@ -5,6 +5,7 @@
 //! [state root](Catalog::root) commits to every record; a [`Head`] signs it and chains to the
 //! head before.
 
+mod entry;
 mod head;
 mod record;
 mod tree;
@@ -12,6 +13,7 @@ mod tree;
 use std::fmt;
 use std::str::FromStr;
 
+pub use self::entry::{Entry, IdempotencyKey, Keyed, Pending, Published};
 pub use self::head::{
     Head, HeadError, HeadHash, HeadKey, HeadSigner, HeadVerifier, PinnedKey, PinnedKeyError,
     SignedHead, VerifiedHead,
@@ -27,10 +29,7 @@ pub const MAX_NAMES_PER_PUBLISH: usize = 100_000;
 pub const MAX_NAMES: usize = 1_000_000;
 
 /// Names a catalog for its whole life; random, made with the coordinator's store.
-#[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
-)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CatalogId([u8; 16]);
 
 impl CatalogId {
@@ -70,17 +69,24 @@ impl FromStr for CatalogId {
     }
 }
 
-impl TryFrom<String> for CatalogId {
-    type Error = CatalogIdError;
-
-    fn try_from(text: String) -> Result<Self, CatalogIdError> {
-        text.parse()
+impl serde::Serialize for CatalogId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.collect_str(self)
+        } else {
+            self.0.serialize(serializer)
+        }
     }
 }
 
-impl From<CatalogId> for String {
-    fn from(id: CatalogId) -> Self {
-        id.to_string()
+impl<'de> serde::Deserialize<'de> for CatalogId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if deserializer.is_human_readable() {
+            let text = String::deserialize(deserializer)?;
+            text.parse().map_err(serde::de::Error::custom)
+        } else {
+            <[u8; 16]>::deserialize(deserializer).map(Self)
+        }
     }
 }
 

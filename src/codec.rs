@@ -4,8 +4,6 @@
 //! big-endian, text and lists carry their length in front, and a reader checks each length
 //! against what is left before it slices or allocates.
 
-use bytes::Bytes;
-
 use crate::spec::{SpecHash, SpecName};
 
 /// Appends values to a buffer.
@@ -142,11 +140,6 @@ impl<'a> Reader<'a> {
             extra => Err(DecodeError::Trailing { extra }),
         }
     }
-}
-
-/// Copies a slice that a [`Reader`] lent.
-pub(crate) fn owned(bytes: &[u8]) -> Bytes {
-    Bytes::copy_from_slice(bytes)
 }
 
 /// Why bytes are not what they should encode.

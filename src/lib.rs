@@ -2,6 +2,9 @@
 
 pub mod catalog;
 mod codec;
+pub mod identity;
+pub mod proto;
 pub mod spec;
+pub mod store;
 
 pub use codec::DecodeError;

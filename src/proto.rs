@@ -1,0 +1,95 @@
+//! The protocol: who takes part, what they say, and what each must never do.
+//!
+//! # Participants
+//!
+//! - The **coordinator** holds the catalog: name -> revision and hash. It alone says what a name
+//!   is *now*. Only a process with a `coordinator` certificate is believed, and only while its
+//!   heads are signed with a key that the worker pins.
+//! - A **worker** resolves names for an engine and keeps bytes. It gives bytes to anyone in the
+//!   cluster; it never says what is current.
+//! - A **publisher** changes the catalog. A **reader** only asks.
+//!
+//! # Goals
+//!
+//! - A strict read never returns a definition older than any publish that was acknowledged
+//!   before the read began.
+//! - Bytes are hashed before anyone sees them, wherever they came from: disk, peer, coordinator.
+//! - What was acknowledged survives every crash of the coordinator.
+//! - A read that cannot be answered fails with every hop that was tried and why it failed.
+//!
+//! # Non-goals
+//!
+//! - Secrecy within the cluster: every member may read every definition.
+//! - Consensus: there is one coordinator.
+//!
+//! # Form
+//!
+//! A connection is QUIC with ALPN [`ALPN`](wire::ALPN), TLS 1.3 and certificates on both sides.
+//! Each request is one bidirectional stream that the dialler opens. The first stream carries
+//! [`Hello`](wire::Hello) and its [`Welcome`](wire::Welcome): with TLS 1.3 a refused client
+//! certificate shows only in this first round trip, so a link counts as up when it has succeeded.
+//!
+//! | request (dialler) | answer | who may ask | a short or missing answer means |
+//! | --- | --- | --- | --- |
+//! | `Hello` | `Welcome` | all | the link is not up |
+//! | `Resolve` | `Resolved`, then one `Outcome` (and body) per name | all | names without an outcome are unknown; an outcome without its whole body is still the truth about its name |
+//! | `GetBlob` | `Blob` and body | all | ask someone else |
+//! | `List`, `GetLog` | `Listing`, `Log` | all | nothing |
+//! | `GetStatus` | `Status` | all | nothing |
+//! | `Have` | `Missing` | publisher | nothing changed |
+//! | `PutBlob` and body | `Stored` | publisher | nothing changed that a reader can see |
+//! | `Publish` | `Published` | publisher | it may have happened: repeat it with the same key |
+//!
+//! Any answer may be [`Refusal`](code::Refusal) instead, with a [`Code`](code::Code) from one
+//! table. A body follows its header frame as raw bytes, so that nothing copies it through a
+//! codec. Every length is checked against [`limit`] before anything is allocated.
+//!
+//! # The machines
+//!
+//! [`coordinator::Coordinator`] and [`worker::Worker`] take `handle(input, now)` and return
+//! outputs. They own every decision and do no I/O: no socket, file, clock or random source is
+//! named below this module, and a lint says so.
+
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+pub mod code;
+pub mod coordinator;
+pub mod limit;
+pub mod role;
+pub mod wire;
+pub mod worker;
+
+use std::time::Duration;
+
+/// A point on a clock that never goes back, in microseconds from an arbitrary origin.
+///
+/// Machines only compare such points and add durations; where they come from is the driver's
+/// business.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Time(u64);
+
+impl Time {
+    /// A point `micros` after the origin.
+    pub const fn from_micros(micros: u64) -> Self {
+        Self(micros)
+    }
+
+    /// Microseconds since the origin.
+    pub const fn as_micros(self) -> u64 {
+        self.0
+    }
+
+    /// How long after `earlier` this is; zero if it is not.
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl std::ops::Add<Duration> for Time {
+    type Output = Self;
+
+    fn add(self, after: Duration) -> Self {
+        let micros = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_add(micros))
+    }
+}
