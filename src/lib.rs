@@ -1,5 +1,7 @@
 //! A content-addressed cache of workflow definitions, for workers behind flaky links.
 
+pub mod answer;
+pub mod api;
 pub mod catalog;
 mod codec;
 pub mod identity;

@@ -1,0 +1,437 @@
+//! What a reader asks and what it gets: a definition with the proof that it is the right one, or
+//! an error that names every hop that was tried.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::{CatalogId, Epoch, Revision};
+use crate::proto::code::{Code, Refusal};
+use crate::proto::limit::DEFAULT_DEADLINE;
+use crate::spec::{HashParseError, NameError, Spec, SpecHash, SpecName};
+
+/// What a reader wants.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    /// What a name stands for.
+    Name(SpecName),
+    /// Exactly these bytes, whatever any name stands for.
+    Hash(SpecHash),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => name.fmt(f),
+            Self::Hash(hash) => hash.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    /// `b3:...` is a hash, everything else a name: no name holds a colon.
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        if text.starts_with("b3:") {
+            return Ok(Self::Hash(text.parse()?));
+        }
+        Ok(Self::Name(text.parse()?))
+    }
+}
+
+/// A text that is neither a name nor a hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// It looks like a hash.
+    #[error(transparent)]
+    Hash(#[from] HashParseError),
+    /// It looks like a name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+/// How fresh the answer to a name must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Freshness {
+    /// Not older than any publish acknowledged before the read began, or an error.
+    #[default]
+    Strict,
+    /// Exactly what the name was at this revision.
+    At(Revision),
+}
+
+/// One read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Query {
+    /// What is wanted.
+    pub target: Target,
+    /// How fresh; without meaning for a hash.
+    pub freshness: Freshness,
+    /// How long it may take.
+    pub deadline: Duration,
+}
+
+impl Query {
+    /// A strict read with the default deadline of 10 s.
+    pub fn strict(target: Target) -> Self {
+        Self {
+            target,
+            freshness: Freshness::Strict,
+            deadline: DEFAULT_DEADLINE,
+        }
+    }
+}
+
+/// Where something was looked for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "hop", content = "addr", rename_all = "lowercase")]
+pub enum Hop {
+    /// This node's own store.
+    Disk,
+    /// A coordinator, by its configured address.
+    Coordinator(String),
+    /// A peer, by its configured address.
+    Peer(String),
+}
+
+impl Hop {
+    /// `disk`, `coordinator` or `peer`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Coordinator(_) => "coordinator",
+            Self::Peer(_) => "peer",
+        }
+    }
+}
+
+impl fmt::Display for Hop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Disk => f.write_str("disk"),
+            Self::Coordinator(addr) => write!(f, "coordinator {addr}"),
+            Self::Peer(addr) => write!(f, "peer {addr}"),
+        }
+    }
+}
+
+/// A hop that did not help, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HopFailure {
+    /// Where.
+    #[serde(flatten)]
+    pub hop: Hop,
+    /// Why, in one clause.
+    pub reason: String,
+}
+
+impl fmt::Display for HopFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.hop, self.reason)
+    }
+}
+
+/// What made an answer right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The coordinator was asked after the read began.
+    Asked,
+    /// The record at a revision never changes.
+    At,
+    /// The hash was given by the reader.
+    Pinned,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Asked => "asked",
+            Self::At => "at",
+            Self::Pinned => "pinned",
+        })
+    }
+}
+
+/// Why an answer may be believed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// What held.
+    pub mode: Mode,
+    /// Where the record was read; `None` for a read by hash.
+    pub snapshot: Option<Snapshot>,
+    /// Revision of the name's last change; `None` for a read by hash, or if it never existed.
+    pub record_rev: Option<Revision>,
+    /// The hop that gave the bytes, or the absence.
+    pub source: Hop,
+    /// The answer was current at most this long ago, counted at the moment it was given.
+    pub age_us: u64,
+}
+
+/// A catalog at one revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Whose.
+    pub catalog: CatalogId,
+    /// In which epoch.
+    pub epoch: Epoch,
+    /// At which revision.
+    pub rev: Revision,
+}
+
+/// The answer to a [`Query`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The definition; `None` means: there is no such name, proven like any other answer.
+    pub spec: Option<Spec>,
+    /// Why it is right.
+    pub proof: Proof,
+    /// Hops that were tried before and did not help.
+    pub failed: Vec<HopFailure>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// What was known about a name when it could not be proven current.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastKnown {
+    /// Revision of the name's last change that is known here.
+    pub record_rev: Revision,
+    /// The newest revision at which it was still so.
+    pub seen_rev: Revision,
+    /// Its hash, unless it was deleted.
+    pub hash: Option<SpecHash>,
+}
+
+/// Why a read has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GetError {
+    /// Nobody who may say so said what the name is now.
+    #[error("no proof that any copy of `{name}` is current")]
+    NoFreshnessProof {
+        /// The name.
+        name: SpecName,
+        /// What is known here all the same.
+        last: Option<LastKnown>,
+        /// What was tried.
+        hops: Vec<HopFailure>,
+    },
+    /// Nobody who may say so said what the name was at that revision.
+    #[error("what `{name}` was at revision {at} is not known here, and no coordinator said it")]
+    NotHeld {
+        /// The name.
+        name: SpecName,
+        /// The revision.
+        at: Revision,
+        /// What was tried.
+        hops: Vec<HopFailure>,
+    },
+    /// The hash is known and nobody gave its bytes.
+    #[error("nobody gave the bytes of {}", hash.short())]
+    NoBytes {
+        /// The hash.
+        hash: SpecHash,
+        /// What was tried.
+        hops: Vec<HopFailure>,
+    },
+    /// The revision is no longer retained.
+    #[error("revision {at} is compacted, the oldest that can be read is {oldest}")]
+    Compacted {
+        /// The revision asked for.
+        at: Revision,
+        /// The oldest retained one.
+        oldest: Revision,
+    },
+    /// The revision does not exist yet.
+    #[error("revision {at} does not exist yet, the newest is {newest}")]
+    Future {
+        /// The revision asked for.
+        at: Revision,
+        /// The newest one.
+        newest: Revision,
+    },
+    /// Time ran out.
+    #[error("the deadline passed while reading `{target}`")]
+    Deadline {
+        /// What was wanted.
+        target: Target,
+        /// What was tried, the unfinished hops among it.
+        hops: Vec<HopFailure>,
+    },
+    /// The coordinator holds another catalog than this worker's.
+    #[error("the coordinator serves catalog {got}, this worker belongs to {known}")]
+    WrongCatalog {
+        /// The catalog that this worker knows.
+        known: CatalogId,
+        /// The catalog that answered.
+        got: CatalogId,
+        /// What was tried.
+        hops: Vec<HopFailure>,
+    },
+    /// The coordinator went back in time: its answers are not believed until an operator decides.
+    #[error("the coordinator went back to revision {got} after {known} had been seen")]
+    Quarantined {
+        /// The high-water mark.
+        known: Revision,
+        /// The revision that was named afterwards.
+        got: Revision,
+    },
+    /// Too many reads at once.
+    #[error("too many reads are in progress")]
+    Busy,
+    /// This node's own disk failed.
+    #[error("this node's store failed: {reason}")]
+    Disk {
+        /// What the disk said.
+        reason: String,
+    },
+    /// This node is shutting down.
+    #[error("this node is shutting down")]
+    Draining,
+}
+
+impl GetError {
+    /// The hops that were tried.
+    pub fn hops(&self) -> &[HopFailure] {
+        match self {
+            Self::NoFreshnessProof { hops, .. }
+            | Self::NotHeld { hops, .. }
+            | Self::NoBytes { hops, .. }
+            | Self::Deadline { hops, .. }
+            | Self::WrongCatalog { hops, .. } => hops,
+            _ => &[],
+        }
+    }
+
+    /// One lower-case word, for JSON and metrics.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoFreshnessProof { .. } => "no-freshness-proof",
+            Self::NotHeld { .. } => "not-held",
+            Self::NoBytes { .. } => "no-bytes",
+            Self::Compacted { .. } => Code::Compacted.as_str(),
+            Self::Future { .. } => Code::Future.as_str(),
+            Self::Deadline { .. } => "deadline",
+            Self::WrongCatalog { .. } => "wrong-catalog",
+            Self::Quarantined { .. } => "quarantined",
+            Self::Busy => Code::Busy.as_str(),
+            Self::Disk { .. } => Code::Disk.as_str(),
+            Self::Draining => Code::Draining.as_str(),
+        }
+    }
+
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoFreshnessProof { name, last, .. } => Some(match last {
+                Some(LastKnown {
+                    seen_rev,
+                    hash: Some(hash),
+                    ..
+                }) => format!(
+                    "to take an older one on purpose: `larder get {name} --at {seen_rev}` or `larder get {hash}`"
+                ),
+                _ => "check the coordinator and the path to it; `larder status` shows both".into(),
+            }),
+            Self::NotHeld { .. } => {
+                Some("a revision that this worker has read before works without a coordinator".into())
+            }
+            Self::NoBytes { .. } => {
+                Some("add workers that may have it with `--peer`, or bring the coordinator back".into())
+            }
+            Self::Compacted { oldest, .. } => Some(format!("read at {oldest} or later")),
+            Self::Deadline { .. } => Some("allow more time with `--deadline`".into()),
+            Self::WrongCatalog { .. } => Some(
+                "check the coordinator addresses; a worker that moved to another cluster needs an empty store".into(),
+            ),
+            Self::Quarantined { .. } => Some(
+                "if the coordinator was restored from a backup, start it once with `--new-epoch`".into(),
+            ),
+            Self::Future { .. } | Self::Busy | Self::Disk { .. } | Self::Draining => None,
+        }
+    }
+}
+
+/// Any request that failed, in the one form that local HTTP, QUIC and the command line share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// One lower-case word: a [`Code`], or the code of a [`GetError`].
+    pub code: String,
+    /// One sentence.
+    pub message: String,
+    /// What a person can do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Every hop that was tried.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hops: Vec<HopFailure>,
+    /// The current, oldest or newest revision, where the code has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rev: Option<Revision>,
+    /// The name that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<SpecName>,
+    /// What is known of the name without proof.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<LastKnown>,
+}
+
+impl Failure {
+    /// A failure with a code and a message.
+    pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            code: code.into(),
+            message: message.into(),
+            hint: None,
+            hops: Vec::new(),
+            rev: None,
+            name: None,
+            last: None,
+        }
+    }
+
+    /// Adds a hint.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let mut failure = Self::new(refusal.code.as_str(), refusal.message);
+        failure.rev = refusal.rev;
+        failure.name = refusal.name;
+        failure
+    }
+}
+
+impl From<GetError> for Failure {
+    fn from(error: GetError) -> Self {
+        let mut failure = Self::new(error.code(), error.to_string());
+        failure.hint = error.hint();
+        failure.hops = error.hops().to_vec();
+        match error {
+            GetError::NoFreshnessProof { name, last, .. } => {
+                failure.name = Some(name);
+                failure.last = last;
+            }
+            GetError::NotHeld { name, .. } => failure.name = Some(name),
+            GetError::Compacted { oldest, .. } => failure.rev = Some(oldest),
+            GetError::Future { newest, .. } => failure.rev = Some(newest),
+            _ => {}
+        }
+        failure
+    }
+}

@@ -1,0 +1,67 @@
+//! What a node can be asked, whichever way the question comes.
+//!
+//! [`Api`] has one implementation per way: in the worker's and in the coordinator's process, over
+//! the local socket, and over QUIC. The command line is written against the trait, so a command
+//! behaves the same with and without a daemon beside it.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use crate::answer::{Answer, Failure, Query};
+use crate::proto::code::Code;
+use crate::proto::wire::{GetLog, List, Listing, Log, Publish, PublishedRev};
+use crate::spec::{Spec, SpecHash, Syntax};
+
+/// A future that an [`Api`] method returns.
+pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'a>>;
+
+/// The requests of Larder.
+///
+/// # Contract
+///
+/// - No method panics or hangs: each ends by its deadline, or by the transport's, with an answer
+///   or a [`Failure`].
+/// - [`publish`](Self::publish) has happened, durably and visibly, when it returns `Ok`. After a
+///   failure with code `disk-failed`, `deadline` or a transport's code it may have happened:
+///   repeating it with the same key is safe.
+pub trait Api: Send + Sync {
+    /// Reads one definition.
+    fn get(&self, query: Query) -> Reply<'_, Answer>;
+
+    /// Records by prefix.
+    fn list(&self, list: List) -> Reply<'_, Listing>;
+
+    /// History of a name or of the catalog, newest first.
+    fn log(&self, get: GetLog) -> Reply<'_, Log>;
+
+    /// What the node thinks of itself, one JSON object.
+    fn status(&self) -> Reply<'_, serde_json::Value>;
+
+    /// Which of these bodies the coordinator lacks.
+    fn missing(&self, hashes: Vec<SpecHash>) -> Reply<'_, Vec<SpecHash>> {
+        let _ = hashes;
+        read_only()
+    }
+
+    /// Hands over a body for a later [`publish`](Self::publish). `syntax` is what the receiver
+    /// checks; a sender that has checked the YAML itself asks for [`Syntax::AnyText`].
+    fn put_body(&self, spec: Spec, syntax: Syntax) -> Reply<'_, ()> {
+        let _ = (spec, syntax);
+        read_only()
+    }
+
+    /// Changes names, all in one revision or none.
+    fn publish(&self, publish: Publish) -> Reply<'_, PublishedRev> {
+        let _ = publish;
+        read_only()
+    }
+}
+
+fn read_only<T: Send + 'static>() -> Reply<'static, T> {
+    Box::pin(async {
+        let message = "this node does not take publishes";
+        Err(Failure::new(Code::NotAllowed.as_str(), message).hint(
+            "publish to the coordinator, with a publisher's certificate or on its own socket",
+        ))
+    })
+}
