@@ -1,1 +1,504 @@
-//! w
+//! The worker's machine: how a read becomes an answer.
+//!
+//! A read by name is first a question of *truth*: what is the name now? Only the coordinator may
+//! say so, and only in answer to a request sent after the read began. Then it is a question of
+//! *bytes*: anyone may give them, since their hash proves them.
+//!
+//! - Truth is asked through one [flight](names) per name: a strict read joins only a flight that
+//!   has not been sent yet, so it can never return what was true before it began.
+//! - Bytes are gathered by one [fetch](fetch) per hash, shared by all who want it; further
+//!   sources are asked when the first is slow, and the first *verified* answer wins.
+//!
+//! The machine decides; the driver carries out [`Output`]s and hands in [`Input`]s. It may load
+//! from disk at once, within the same call.
+
+mod fetch;
+mod held;
+mod names;
+mod sources;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use self::fetch::Fetch;
+pub use self::held::{Held, HeldRecord};
+use self::names::{Flight, FlightKey};
+use self::sources::Sources;
+pub use self::sources::{Source, SourceInfo};
+use crate::answer::{
+    Answer, Freshness, GetError, Hop, HopFailure, Mode, Proof, Query, Snapshot, Target,
+};
+use crate::catalog::{CatalogId, Epoch, Revision, Version};
+use crate::proto::Time;
+use crate::proto::code::Refusal;
+use crate::proto::limit::MAX_READS;
+use crate::proto::wire::{Resolve, Resolved};
+use crate::spec::{Spec, SpecHash};
+
+/// Names one read of the driver, which gets its answer under it.
+pub type Ticket = u64;
+
+/// Names one request over the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CallId(u64);
+
+/// What the machine knows when it starts.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// Addresses of the coordinator, as they are shown in errors.
+    pub coordinators: Vec<String>,
+    /// Addresses of peers, as they are shown in errors.
+    pub peers: Vec<String>,
+    /// Random; shuffles the coordinator's addresses once.
+    pub seed: u64,
+}
+
+/// The newest state of the coordinator that this worker has seen; kept on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark {
+    /// The catalog that this worker belongs to.
+    pub catalog: CatalogId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Its revision.
+    pub rev: Revision,
+}
+
+/// What happens to the machine.
+#[derive(Debug)]
+pub enum Input {
+    /// Someone reads; what needs the coordinator's truth goes out as one request.
+    Get {
+        /// What is wanted, and under which ticket each answer comes.
+        reads: Vec<(Ticket, Query)>,
+    },
+    /// The reader of this ticket has gone away.
+    Forget {
+        /// Of the read.
+        ticket: Ticket,
+    },
+    /// A blob was looked for on disk.
+    Loaded {
+        /// The hash that [`Output::Load`] named.
+        hash: SpecHash,
+        /// What was there.
+        local: Local,
+    },
+    /// Something came back for a call.
+    Event {
+        /// The call.
+        call: CallId,
+        /// What came.
+        event: Event,
+    },
+    /// [`Worker::next_wake`] has come.
+    Wake,
+}
+
+/// What the disk had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Local {
+    /// The right bytes.
+    Found(Spec),
+    /// Nothing.
+    Missing,
+    /// Wrong bytes, now set aside.
+    Damaged,
+    /// The disk itself failed.
+    Failed(String),
+}
+
+/// What came back for a call.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// The opening of a resolve's answer.
+    Opening(Resolved),
+    /// What a name is; in the order of the request.
+    Outcome {
+        /// `None`: it never existed.
+        version: Option<Version>,
+        /// Whether its body follows.
+        body: bool,
+    },
+    /// A whole body, unverified: of the outcome before, or of a fetch.
+    Body(Bytes),
+    /// The other side said no.
+    Refused(Refusal),
+    /// The call failed; nothing more comes.
+    Failed {
+        /// Why, in one clause.
+        reason: String,
+        /// The address could not be reached at all.
+        unreachable: bool,
+    },
+    /// The answer is complete.
+    End,
+}
+
+/// What the driver must do.
+#[derive(Debug)]
+pub enum Output {
+    /// Look for a blob on disk and hand in [`Input::Loaded`].
+    Load(SpecHash),
+    /// Keep these bytes.
+    Save(Spec),
+    /// Remember what a name was.
+    Hold(HeldRecord),
+    /// Forget what names were: it belongs to another epoch or catalog.
+    ForgetHeld,
+    /// Remember the newest state seen, with the next flush of the store.
+    Remember(Mark),
+    /// Ask a coordinator address.
+    Resolve {
+        /// Under which events come.
+        call: CallId,
+        /// Index into [`Config::coordinators`].
+        coordinator: usize,
+        /// The request.
+        request: Resolve,
+    },
+    /// Ask for bytes.
+    Fetch {
+        /// Under which events come.
+        call: CallId,
+        /// Whom to ask.
+        source: Source,
+        /// For what.
+        hash: SpecHash,
+        /// Its length, where a record says so; else the general limit holds.
+        len: Option<u64>,
+    },
+    /// Stop a call; no event is wanted any more.
+    Cancel(CallId),
+    /// Answer a read.
+    Done {
+        /// Of the read.
+        ticket: Ticket,
+        /// The answer or why there is none.
+        result: Result<Answer, GetError>,
+    },
+    /// Someone sent what its own record or hash does not allow.
+    Misbehaved {
+        /// Who.
+        hop: Hop,
+        /// What.
+        what: String,
+    },
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Worker {
+    sources: Sources,
+    held: Held,
+    mark: Option<Mark>,
+    /// Set when the coordinator went back; only a higher epoch ends it.
+    rollback: Option<(Revision, Revision)>,
+    reads: BTreeMap<Ticket, Read>,
+    flights: BTreeMap<FlightKey, Flight>,
+    fetches: BTreeMap<SpecHash, Fetch>,
+    calls: BTreeMap<CallId, Call>,
+    next_call: u64,
+    /// Who waits for a blob to be looked for on disk.
+    loading: BTreeMap<SpecHash, Vec<LoadFor>>,
+    /// Flights that are ready to be sent, gathered within one turn.
+    ready: Vec<FlightKey>,
+    timers: BTreeSet<(Time, Timer)>,
+    out: Vec<Output>,
+}
+
+/// A read in progress.
+#[derive(Debug)]
+struct Read {
+    target: Target,
+    deadline: Time,
+    place: Place,
+}
+
+/// What a read waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    Flight(FlightKey),
+    Fetch(SpecHash),
+}
+
+/// A read as its flight or fetch knows it.
+#[derive(Debug, Clone)]
+struct Waiter {
+    ticket: Ticket,
+    started: Time,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum LoadFor {
+    Flight(FlightKey),
+    Fetch,
+}
+
+/// A request over the network and what it is for.
+#[derive(Debug)]
+enum Call {
+    Resolve(names::ResolveCall),
+    Fetch {
+        hash: SpecHash,
+        source: Source,
+        since: Time,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Deadline(Ticket),
+    Answer(CallId),
+    Hedge(SpecHash),
+}
+
+impl Worker {
+    /// A machine with what the store remembered.
+    pub fn new(config: &Config, mark: Option<Mark>, held: Held) -> Self {
+        Self {
+            sources: Sources::new(config),
+            held,
+            mark,
+            rollback: None,
+            reads: BTreeMap::new(),
+            flights: BTreeMap::new(),
+            fetches: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            next_call: 0,
+            loading: BTreeMap::new(),
+            ready: Vec::new(),
+            timers: BTreeSet::new(),
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes one input and returns what must be done, in order.
+    pub fn handle(&mut self, input: Input, now: Time) -> Vec<Output> {
+        match input {
+            Input::Get { reads } => {
+                for (ticket, query) in reads {
+                    self.get(ticket, query, now);
+                }
+            }
+            Input::Forget { ticket } => self.forget(ticket),
+            Input::Loaded { hash, local } => self.loaded(hash, local, now),
+            Input::Event { call, event } => self.event(call, event, now),
+            Input::Wake => self.wake(now),
+        }
+        self.send_ready(now);
+        std::mem::take(&mut self.out)
+    }
+
+    /// When to call [`handle`](Self::handle) with [`Input::Wake`] at the latest.
+    pub fn next_wake(&self) -> Option<Time> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// The newest state of the coordinator that was seen.
+    pub fn mark(&self) -> Option<Mark> {
+        self.mark
+    }
+
+    /// The high-water mark and the lower revision that broke it, while reads by name fail.
+    pub fn rollback(&self) -> Option<(Revision, Revision)> {
+        self.rollback
+    }
+
+    /// Reads in progress.
+    pub fn reads(&self) -> usize {
+        self.reads.len()
+    }
+
+    /// What is known of each address.
+    pub fn sources(&self, now: Time) -> Vec<SourceInfo> {
+        self.sources.info(now)
+    }
+
+    fn get(&mut self, ticket: Ticket, query: Query, now: Time) {
+        if self.reads.len() >= MAX_READS {
+            return self.done(ticket, Err(GetError::Busy));
+        }
+        let deadline = now + query.deadline;
+        self.timers.insert((deadline, Timer::Deadline(ticket)));
+        let waiter = Waiter {
+            ticket,
+            started: now,
+        };
+        let place = match &query.target {
+            Target::Hash(hash) => Place::Fetch(*hash),
+            Target::Name(name) => Place::Flight(FlightKey::new(name, query.freshness)),
+        };
+        let read = Read {
+            target: query.target.clone(),
+            deadline,
+            place,
+        };
+        self.reads.insert(ticket, read);
+        match (query.target, query.freshness) {
+            (Target::Hash(hash), _) => {
+                let basis = Basis::pinned(now);
+                self.want_bytes(hash, None, basis, vec![waiter], Vec::new());
+            }
+            (Target::Name(name), Freshness::At(at)) => self.get_at(name, at, waiter, now),
+            (Target::Name(name), Freshness::Strict) => self.get_strict(name, waiter),
+        }
+    }
+
+    fn forget(&mut self, ticket: Ticket) {
+        let Some(read) = self.reads.remove(&ticket) else {
+            return;
+        };
+        self.timers
+            .remove(&(read.deadline, Timer::Deadline(ticket)));
+        match read.place {
+            Place::Flight(key) => {
+                if let Some(flight) = self.flights.get_mut(&key) {
+                    flight.forget(ticket);
+                }
+            }
+            Place::Fetch(hash) => {
+                if let Some(fetch) = self.fetches.get_mut(&hash) {
+                    fetch.forget(ticket);
+                }
+            }
+        }
+    }
+
+    fn loaded(&mut self, hash: SpecHash, local: Local, now: Time) {
+        for wanted in self.loading.remove(&hash).unwrap_or_default() {
+            match wanted {
+                LoadFor::Flight(key) => self.flight_loaded(&key, local.clone()),
+                LoadFor::Fetch => self.fetch_loaded(hash, local.clone(), now),
+            }
+        }
+    }
+
+    fn event(&mut self, call: CallId, event: Event, now: Time) {
+        match self.calls.get(&call) {
+            Some(Call::Resolve(_)) => self.resolve_event(call, event, now),
+            Some(Call::Fetch { .. }) => self.fetch_event(call, event, now),
+            // A call that was cancelled meanwhile.
+            None => {}
+        }
+    }
+
+    fn wake(&mut self, now: Time) {
+        while let Some((at, _)) = self.timers.first()
+            && *at <= now
+        {
+            let Some((_, timer)) = self.timers.pop_first() else {
+                return;
+            };
+            match timer {
+                Timer::Deadline(ticket) => self.expire(ticket),
+                Timer::Answer(call) => self.answer_late(call, now),
+                Timer::Hedge(hash) => self.hedge(hash, now),
+            }
+        }
+    }
+
+    fn expire(&mut self, ticket: Ticket) {
+        let Some(read) = self.reads.get(&ticket) else {
+            return;
+        };
+        let hops = match &read.place {
+            Place::Flight(key) => self.flight_hops(key),
+            Place::Fetch(hash) => self.fetch_hops(hash),
+        };
+        let target = read.target.clone();
+        self.forget(ticket);
+        self.done(ticket, Err(GetError::Deadline { target, hops }));
+    }
+
+    fn new_call(&mut self, call: Call) -> CallId {
+        let id = CallId(self.next_call);
+        self.next_call += 1;
+        self.calls.insert(id, call);
+        id
+    }
+
+    fn load(&mut self, hash: SpecHash, wanted: LoadFor) {
+        let waiting = self.loading.entry(hash).or_default();
+        if waiting.is_empty() {
+            self.out.push(Output::Load(hash));
+        }
+        if !waiting.contains(&wanted) {
+            waiting.push(wanted);
+        }
+    }
+
+    fn done(&mut self, ticket: Ticket, result: Result<Answer, GetError>) {
+        if let Some(read) = self.reads.remove(&ticket) {
+            self.timers
+                .remove(&(read.deadline, Timer::Deadline(ticket)));
+        }
+        self.out.push(Output::Done { ticket, result });
+    }
+
+    /// Answers `waiters` alike.
+    fn answer(
+        &mut self,
+        waiters: Vec<Waiter>,
+        spec: Option<&Spec>,
+        proof: &Proof,
+        failed: &[HopFailure],
+        now: Time,
+    ) {
+        for Waiter { ticket, started } in waiters {
+            let answer = Answer {
+                spec: spec.cloned(),
+                proof: proof.clone(),
+                failed: failed.to_vec(),
+                took: now.since(started),
+            };
+            self.done(ticket, Ok(answer));
+        }
+    }
+
+    fn fail(&mut self, waiters: Vec<Waiter>, error: &GetError) {
+        for Waiter { ticket, .. } in waiters {
+            self.done(ticket, Err(error.clone()));
+        }
+    }
+}
+
+/// What a proof says before it is known where the bytes come from.
+#[derive(Debug, Clone)]
+struct Basis {
+    mode: Mode,
+    snapshot: Option<Snapshot>,
+    record_rev: Option<Revision>,
+    /// When the request that gave the truth was sent.
+    asked: Time,
+}
+
+impl Basis {
+    fn pinned(now: Time) -> Self {
+        Self {
+            mode: Mode::Pinned,
+            snapshot: None,
+            record_rev: None,
+            asked: now,
+        }
+    }
+
+    fn proof(&self, source: Hop, now: Time) -> Proof {
+        let age = match self.mode {
+            Mode::Asked => now.since(self.asked),
+            Mode::At | Mode::Pinned => Duration::ZERO,
+        };
+        Proof {
+            mode: self.mode,
+            snapshot: self.snapshot,
+            record_rev: self.record_rev,
+            source,
+            age_us: u64::try_from(age.as_micros()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,327 @@
+//! Bytes: one fetch per hash, from whoever gives them first and rightly.
+
+use bytes::Bytes;
+
+use crate::answer::{GetError, Hop, HopFailure};
+use crate::proto::Time;
+use crate::proto::code::Code;
+use crate::proto::worker::names::damaged;
+use crate::proto::worker::{
+    Basis, Call, CallId, Event, LoadFor, Local, Output, Source, Ticket, Timer, Waiter, Worker,
+};
+use crate::spec::{Mismatch, Spec, SpecHash};
+
+/// The bytes of one hash on their way.
+#[derive(Debug)]
+pub(super) struct Fetch {
+    /// As the first record says; whoever has another record is told so at the end.
+    len: Option<u64>,
+    wanted: Vec<Wanted>,
+    active: Vec<(CallId, Source)>,
+    tried: Vec<Source>,
+    hops: Vec<HopFailure>,
+    hedge_at: Option<Time>,
+}
+
+/// Reads that share one truth and wait for its bytes.
+#[derive(Debug)]
+struct Wanted {
+    waiters: Vec<Waiter>,
+    basis: Basis,
+    len: Option<u64>,
+    hops: Vec<HopFailure>,
+}
+
+impl Fetch {
+    fn new(len: Option<u64>) -> Self {
+        Self {
+            len,
+            wanted: Vec::new(),
+            active: Vec::new(),
+            tried: Vec::new(),
+            hops: Vec::new(),
+            hedge_at: None,
+        }
+    }
+
+    pub(super) fn forget(&mut self, ticket: Ticket) {
+        for wanted in &mut self.wanted {
+            wanted.waiters.retain(|waiter| waiter.ticket != ticket);
+        }
+        self.wanted.retain(|wanted| !wanted.waiters.is_empty());
+    }
+}
+
+impl Worker {
+    /// Looks on disk, then asks.
+    pub(super) fn want_bytes(
+        &mut self,
+        hash: SpecHash,
+        len: Option<u64>,
+        basis: Basis,
+        waiters: Vec<Waiter>,
+        hops: Vec<HopFailure>,
+    ) {
+        let wanted = Wanted {
+            waiters,
+            basis,
+            len,
+            hops,
+        };
+        if let Some(fetch) = self.fetches.get_mut(&hash) {
+            fetch.wanted.push(wanted);
+            return;
+        }
+        let mut fetch = Fetch::new(len);
+        fetch.wanted.push(wanted);
+        self.fetches.insert(hash, fetch);
+        self.load(hash, LoadFor::Fetch);
+    }
+
+    /// The bytes are about to follow in the answer of `inline`.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a truth and where its bytes come from"
+    )]
+    pub(super) fn want_inline(
+        &mut self,
+        hash: SpecHash,
+        len: u64,
+        basis: Basis,
+        waiters: Vec<Waiter>,
+        hops: Vec<HopFailure>,
+        inline: (CallId, Source),
+        now: Time,
+    ) {
+        let len = Some(len);
+        let fetch = self.fetches.entry(hash).or_insert_with(|| Fetch::new(len));
+        fetch.wanted.push(Wanted {
+            waiters,
+            basis,
+            len,
+            hops,
+        });
+        fetch.active.push(inline);
+        self.arm_hedge(hash, inline.1, now);
+    }
+
+    pub(super) fn fetch_loaded(&mut self, hash: SpecHash, local: Local, now: Time) {
+        let Some(fetch) = self.fetches.get_mut(&hash) else {
+            return;
+        };
+        match local {
+            Local::Found(spec) => return self.complete(hash, &spec, Hop::Disk, now),
+            Local::Missing => {}
+            Local::Damaged => fetch.hops.push(damaged()),
+            Local::Failed(reason) => {
+                // A broken disk is reported as itself; asking elsewhere would hide it.
+                return self.fail_fetch(hash, |_| GetError::Disk {
+                    reason: reason.clone(),
+                });
+            }
+        }
+        if fetch.active.is_empty() {
+            self.ask_next(hash, now);
+        }
+    }
+
+    /// Asks the next source; without one the fetch ends once nobody is being asked any more.
+    fn ask_next(&mut self, hash: SpecHash, now: Time) {
+        let Some(fetch) = self.fetches.get(&hash) else {
+            return;
+        };
+        // Who breaks off in the middle of an answer may be asked once more for the bytes alone.
+        let asked: Vec<_> = fetch
+            .tried
+            .iter()
+            .copied()
+            .chain(fetch.active.iter().map(|(_, source)| *source))
+            .collect();
+        let Some(source) = self.sources.next_source(&asked, now) else {
+            if fetch.active.is_empty() {
+                self.fail_fetch(hash, |hops| GetError::NoBytes { hash, hops });
+            }
+            return;
+        };
+        let len = fetch.len;
+        let call = self.new_call(Call::Fetch {
+            hash,
+            source,
+            since: now,
+        });
+        if let Some(fetch) = self.fetches.get_mut(&hash) {
+            fetch.active.push((call, source));
+            fetch.tried.push(source);
+        }
+        self.out.push(Output::Fetch {
+            call,
+            source,
+            hash,
+            len,
+        });
+        self.arm_hedge(hash, source, now);
+    }
+
+    fn arm_hedge(&mut self, hash: SpecHash, source: Source, now: Time) {
+        let at = now + self.sources.hedge_after(source);
+        if let Some(fetch) = self.fetches.get_mut(&hash) {
+            if let Some(before) = fetch.hedge_at.replace(at) {
+                self.timers.remove(&(before, Timer::Hedge(hash)));
+            }
+            self.timers.insert((at, Timer::Hedge(hash)));
+        }
+    }
+
+    /// The source asked last is slower than usual: another one is asked as well.
+    pub(super) fn hedge(&mut self, hash: SpecHash, now: Time) {
+        if let Some(fetch) = self.fetches.get_mut(&hash) {
+            fetch.hedge_at = None;
+            if !fetch.wanted.is_empty() {
+                self.ask_next(hash, now);
+            }
+        }
+    }
+
+    pub(super) fn fetch_event(&mut self, id: CallId, event: Event, now: Time) {
+        let Some(Call::Fetch {
+            hash,
+            source,
+            since,
+        }) = self.calls.remove(&id)
+        else {
+            return;
+        };
+        let (reason, unreachable) = match event {
+            Event::Body(bytes) => return self.fetch_body(hash, id, source, since, bytes, now),
+            Event::Refused(refusal) if refusal.code == Code::NotFound => {
+                return self.source_failed(hash, id, "does not have it", now);
+            }
+            Event::Refused(refusal) => (refusal.message, false),
+            Event::Failed {
+                reason,
+                unreachable,
+            } => (reason, unreachable),
+            Event::End => ("the answer ended early".into(), false),
+            Event::Opening(_) | Event::Outcome { .. } => {
+                self.out.push(Output::Cancel(id));
+                ("the answer is out of order".into(), false)
+            }
+        };
+        self.sources.failed(source, unreachable, now);
+        self.source_failed(hash, id, &reason, now);
+    }
+
+    /// Verifies what a source sent; only right bytes end the fetch.
+    pub(super) fn fetch_body(
+        &mut self,
+        hash: SpecHash,
+        id: CallId,
+        source: Source,
+        since: Time,
+        bytes: Bytes,
+        now: Time,
+    ) {
+        let Some(fetch) = self.fetches.get(&hash) else {
+            return;
+        };
+        match Spec::verify(hash, fetch.len, bytes) {
+            Ok(spec) => {
+                if let Source::Peer(_) = source {
+                    self.sources.answered(source, now.since(since));
+                }
+                let hop = self.sources.hop(source);
+                self.complete(hash, &spec, hop, now);
+            }
+            Err(mismatch) => {
+                self.sources.lied(source, now);
+                let hop = self.sources.hop(source);
+                let what = match mismatch {
+                    Mismatch::Length { .. } => format!("sent bytes of a wrong length: {mismatch}"),
+                    Mismatch::Hash { .. } => format!("sent wrong bytes: {mismatch}"),
+                };
+                let reason = what.clone();
+                self.out.push(Output::Misbehaved { hop, what });
+                self.source_failed(hash, id, &reason, now);
+            }
+        }
+    }
+
+    pub(super) fn source_failed(&mut self, hash: SpecHash, id: CallId, reason: &str, now: Time) {
+        let Some(fetch) = self.fetches.get_mut(&hash) else {
+            return;
+        };
+        let Some(index) = fetch.active.iter().position(|(call, _)| *call == id) else {
+            return;
+        };
+        let (_, source) = fetch.active.swap_remove(index);
+        fetch.hops.push(HopFailure {
+            hop: self.sources.hop(source),
+            reason: reason.to_owned(),
+        });
+        if fetch.wanted.is_empty() && fetch.active.is_empty() {
+            self.end_fetch(hash);
+        } else if !fetch.wanted.is_empty() {
+            self.ask_next(hash, now);
+        }
+    }
+
+    fn complete(&mut self, hash: SpecHash, spec: &Spec, hop: Hop, now: Time) {
+        let Some(fetch) = self.end_fetch(hash) else {
+            return;
+        };
+        if hop != Hop::Disk {
+            self.out.push(Output::Save(spec.clone()));
+        }
+        for wanted in fetch.wanted {
+            let failed = [wanted.hops, fetch.hops.clone()].concat();
+            if wanted.len.is_some_and(|len| len != spec.len()) {
+                let hops = failed;
+                self.fail(wanted.waiters, &GetError::NoBytes { hash, hops });
+                continue;
+            }
+            let proof = wanted.basis.proof(hop.clone(), now);
+            self.answer(wanted.waiters, Some(spec), &proof, &failed, now);
+        }
+    }
+
+    fn fail_fetch(&mut self, hash: SpecHash, error: impl Fn(Vec<HopFailure>) -> GetError) {
+        let Some(fetch) = self.end_fetch(hash) else {
+            return;
+        };
+        for wanted in fetch.wanted {
+            let hops = [wanted.hops, fetch.hops.clone()].concat();
+            self.fail(wanted.waiters, &error(hops));
+        }
+    }
+
+    /// Removes the fetch, its timer and whatever it still asks for.
+    fn end_fetch(&mut self, hash: SpecHash) -> Option<Fetch> {
+        let fetch = self.fetches.remove(&hash)?;
+        if let Some(at) = fetch.hedge_at {
+            self.timers.remove(&(at, Timer::Hedge(hash)));
+        }
+        for (id, _) in &fetch.active {
+            // A resolve's answer may still hold the truth about other names.
+            if let Some(Call::Fetch { .. }) = self.calls.get(id) {
+                self.calls.remove(id);
+                self.out.push(Output::Cancel(*id));
+            }
+        }
+        Some(fetch)
+    }
+
+    /// The hops of a fetch, those that are still awaited among them.
+    pub(super) fn fetch_hops(&self, hash: &SpecHash) -> Vec<HopFailure> {
+        let Some(fetch) = self.fetches.get(hash) else {
+            return Vec::new();
+        };
+        let before = fetch.wanted.first().map(|wanted| wanted.hops.clone());
+        let mut hops = before.unwrap_or_default();
+        hops.extend(fetch.hops.iter().cloned());
+        hops.extend(fetch.active.iter().map(|(_, source)| HopFailure {
+            hop: self.sources.hop(*source),
+            reason: "no bytes yet".into(),
+        }));
+        hops
+    }
+}

@@ -1,0 +1,539 @@
+//! Truth: what is a name now, or at a revision?
+
+use std::collections::BTreeMap;
+
+use crate::answer::Hop;
+use crate::answer::{Freshness, GetError, HopFailure, Mode, Snapshot};
+use crate::catalog::{Content, Revision, Version};
+use crate::proto::Time;
+use crate::proto::code::{Code, Refusal};
+use crate::proto::limit::{ANSWER_TIMEOUT, MAX_NAMES_PER_RESOLVE};
+use crate::proto::wire::{Resolve, ResolveName, Resolved};
+use crate::proto::worker::{
+    Basis, Call, CallId, Event, HeldRecord, LoadFor, Local, Mark, Output, Place, Source, Ticket,
+    Timer, Waiter, Worker,
+};
+use crate::spec::{Spec, SpecName};
+
+/// One question of truth: a name, now or at a revision.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct FlightKey {
+    pub(super) name: SpecName,
+    pub(super) at: Option<Revision>,
+}
+
+impl FlightKey {
+    pub(super) fn new(name: &SpecName, freshness: Freshness) -> Self {
+        Self {
+            name: name.clone(),
+            at: match freshness {
+                Freshness::Strict => None,
+                Freshness::At(at) => Some(at),
+            },
+        }
+    }
+}
+
+/// A question on its way.
+#[derive(Debug)]
+pub(super) struct Flight {
+    waiters: Vec<Waiter>,
+    /// Strict reads that began after the question was sent: they ask again.
+    next: Vec<Waiter>,
+    /// The newest version that is on disk, so that the coordinator need not send it.
+    local: Option<Spec>,
+    hops: Vec<HopFailure>,
+    tried: Vec<usize>,
+    sent: Option<CallId>,
+}
+
+impl Flight {
+    fn new(waiters: Vec<Waiter>) -> Self {
+        Self {
+            waiters,
+            next: Vec::new(),
+            local: None,
+            hops: Vec::new(),
+            tried: Vec::new(),
+            sent: None,
+        }
+    }
+
+    pub(super) fn forget(&mut self, ticket: Ticket) {
+        self.waiters.retain(|waiter| waiter.ticket != ticket);
+        self.next.retain(|waiter| waiter.ticket != ticket);
+    }
+}
+
+/// Several questions in one request to one coordinator.
+#[derive(Debug)]
+pub(super) struct ResolveCall {
+    coordinator: usize,
+    sent: Time,
+    /// In the order of the request; the first `answered` are done.
+    keys: Vec<FlightKey>,
+    answered: usize,
+    opening: Option<Resolved>,
+    /// What had been seen when the request was sent: an answer below it is a rollback.
+    mark: Option<Mark>,
+    /// Whose body comes next.
+    body_of: Option<crate::spec::SpecHash>,
+}
+
+impl Worker {
+    pub(super) fn get_strict(&mut self, name: SpecName, waiter: Waiter) {
+        let key = FlightKey { name, at: None };
+        match self.flights.get_mut(&key) {
+            Some(flight) if flight.sent.is_some() => flight.next.push(waiter),
+            Some(flight) => flight.waiters.push(waiter),
+            None => self.start_flight(key, vec![waiter]),
+        }
+    }
+
+    /// What a name was at a revision never changes, so any flight may be joined.
+    pub(super) fn get_at(&mut self, name: SpecName, at: Revision, waiter: Waiter, now: Time) {
+        if let (Some(version), Some(mark)) = (self.held.at(&name, at), self.mark) {
+            let basis = Basis {
+                mode: Mode::At,
+                snapshot: Some(mark.at(at)),
+                record_rev: known_rev(version),
+                asked: now,
+            };
+            let waiters = vec![waiter];
+            return self.settle(version, basis, waiters, Vec::new(), Hop::Disk, now);
+        }
+        let at = Some(at);
+        let key = FlightKey { name, at };
+        match self.flights.get_mut(&key) {
+            Some(flight) => flight.waiters.push(waiter),
+            None => self.start_flight(key, vec![waiter]),
+        }
+    }
+
+    fn start_flight(&mut self, key: FlightKey, waiters: Vec<Waiter>) {
+        let last = self.held.last(&key.name).and_then(|last| last.hash);
+        self.flights.insert(key.clone(), Flight::new(waiters));
+        match last {
+            Some(hash) => self.load(hash, LoadFor::Flight(key)),
+            None => self.ready.push(key),
+        }
+    }
+
+    pub(super) fn flight_loaded(&mut self, key: &FlightKey, local: Local) {
+        let Some(flight) = self.flights.get_mut(key) else {
+            return;
+        };
+        match local {
+            Local::Found(spec) => flight.local = Some(spec),
+            Local::Missing => {}
+            Local::Damaged => flight.hops.push(damaged()),
+            Local::Failed(reason) => {
+                // A broken disk is reported as itself; asking elsewhere would hide it.
+                let error = GetError::Disk { reason };
+                if let Some(flight) = self.flights.remove(key) {
+                    self.fail(flight.waiters, &error);
+                    self.fail(flight.next, &error);
+                }
+                return;
+            }
+        }
+        self.ready.push(key.clone());
+    }
+
+    /// Sends what became ready in this turn, as few requests as possible.
+    pub(super) fn send_ready(&mut self, now: Time) {
+        while !self.ready.is_empty() {
+            let mut groups: BTreeMap<(Option<Revision>, usize), Vec<FlightKey>> = BTreeMap::new();
+            for key in std::mem::take(&mut self.ready) {
+                let Some(flight) = self.flights.get(&key) else {
+                    continue;
+                };
+                match self.sources.next_coordinator(&flight.tried) {
+                    Some(coordinator) => groups.entry((key.at, coordinator)).or_default().push(key),
+                    None => self.truth_failed(&key),
+                }
+            }
+            for ((at, coordinator), keys) in groups {
+                for keys in keys.chunks(MAX_NAMES_PER_RESOLVE) {
+                    self.send_resolve(at, coordinator, keys.to_vec(), now);
+                }
+            }
+        }
+    }
+
+    fn send_resolve(
+        &mut self,
+        at: Option<Revision>,
+        coordinator: usize,
+        keys: Vec<FlightKey>,
+        now: Time,
+    ) {
+        let call = self.new_call(Call::Resolve(ResolveCall {
+            coordinator,
+            sent: now,
+            keys: keys.clone(),
+            answered: 0,
+            opening: None,
+            mark: self.mark,
+            body_of: None,
+        }));
+        let mut names = Vec::with_capacity(keys.len());
+        for key in keys {
+            if let Some(flight) = self.flights.get_mut(&key) {
+                flight.sent = Some(call);
+                let if_hash = flight.local.as_ref().map(Spec::hash);
+                let (name, body) = (key.name, true);
+                names.push(ResolveName {
+                    name,
+                    if_hash,
+                    body,
+                });
+            }
+        }
+        self.timers
+            .insert((now + ANSWER_TIMEOUT, Timer::Answer(call)));
+        let request = Resolve { at, names };
+        self.out.push(Output::Resolve {
+            call,
+            coordinator,
+            request,
+        });
+    }
+
+    pub(super) fn resolve_event(&mut self, id: CallId, event: Event, now: Time) {
+        let Some(Call::Resolve(mut call)) = self.calls.remove(&id) else {
+            return;
+        };
+        let goes_on = match event {
+            Event::Opening(opening) if call.opening.is_none() => {
+                self.timers
+                    .remove(&(call.sent + ANSWER_TIMEOUT, Timer::Answer(id)));
+                self.opened(&mut call, opening, now)
+            }
+            Event::Outcome { version, body } if call.body_of.is_none() => {
+                self.outcome(id, &mut call, version, body, now)
+            }
+            Event::Body(bytes) if call.body_of.is_some() => {
+                if let Some(hash) = call.body_of.take() {
+                    let source = Source::Coordinator(call.coordinator);
+                    self.fetch_body(hash, id, source, call.sent, bytes, now);
+                }
+                true
+            }
+            Event::Refused(refusal) => {
+                self.refused(id, &mut call, &refusal, now);
+                return;
+            }
+            Event::Failed {
+                reason,
+                unreachable,
+            } => return self.call_failed(id, call, &reason, unreachable, now),
+            Event::End if call.answered == call.keys.len() && call.body_of.is_none() => return,
+            Event::End => return self.call_failed(id, call, "the answer ended early", false, now),
+            _ => {
+                self.out.push(Output::Cancel(id));
+                return self.call_failed(id, call, "the answer is out of order", false, now);
+            }
+        };
+        if goes_on {
+            self.calls.insert(id, Call::Resolve(call));
+        } else {
+            self.out.push(Output::Cancel(id));
+        }
+    }
+
+    /// Checks that the answer continues what was seen before; false ends the call.
+    fn opened(&mut self, call: &mut ResolveCall, opening: Resolved, now: Time) -> bool {
+        let hop = self.sources.hop(Source::Coordinator(call.coordinator));
+        if let Some(mark) = self.mark
+            && mark.catalog != opening.catalog
+        {
+            let reason = format!("serves catalog {}", opening.catalog.short());
+            self.fail_call(call, |hops| GetError::WrongCatalog {
+                known: mark.catalog,
+                got: opening.catalog,
+                hops: [
+                    hops,
+                    vec![HopFailure {
+                        hop: hop.clone(),
+                        reason: reason.clone(),
+                    }],
+                ]
+                .concat(),
+            });
+            return false;
+        }
+        let at = call.keys.first().and_then(|key| key.at);
+        if let Some(mark) = call.mark {
+            let back = opening.epoch < mark.epoch
+                || (at.is_none() && opening.epoch == mark.epoch && opening.rev < mark.rev);
+            if back {
+                self.rollback = Some((mark.rev, opening.rev));
+            }
+        }
+        let epoch_known = self.mark.is_none_or(|mark| opening.epoch <= mark.epoch);
+        if !epoch_known {
+            self.held.clear();
+            self.out.push(Output::ForgetHeld);
+            self.rollback = None;
+        }
+        if let Some((known, got)) = self.rollback {
+            self.fail_call(call, |_| GetError::Quarantined { known, got });
+            return false;
+        }
+        let mark = Mark {
+            catalog: opening.catalog,
+            epoch: opening.epoch,
+            rev: opening.rev,
+        };
+        if self.mark.is_none_or(|known| mark > known) {
+            self.mark = Some(mark);
+            self.out.push(Output::Remember(mark));
+        }
+        let source = Source::Coordinator(call.coordinator);
+        self.sources.answered(source, now.since(call.sent));
+        self.sources.prefer(call.coordinator);
+        call.opening = Some(opening);
+        true
+    }
+
+    /// Takes the truth about the next name of the call; false ends the call.
+    fn outcome(
+        &mut self,
+        id: CallId,
+        call: &mut ResolveCall,
+        version: Option<Version>,
+        body: bool,
+        now: Time,
+    ) -> bool {
+        let (Some(opening), Some(key)) = (&call.opening, call.keys.get(call.answered)) else {
+            self.drop_call(id, call, "the answer is out of order", now);
+            return false;
+        };
+        let (opening, key) = (opening.clone(), key.clone());
+        call.answered += 1;
+        let version = version.unwrap_or(Version {
+            rev: Revision::ZERO,
+            content: Content::Deleted,
+        });
+        let name = key.name.clone();
+        self.hold(HeldRecord {
+            name,
+            version,
+            seen: opening.rev,
+        });
+        let basis = Basis {
+            mode: key.at.map_or(Mode::Asked, |_| Mode::At),
+            snapshot: Some(Snapshot {
+                catalog: opening.catalog,
+                epoch: opening.epoch,
+                rev: opening.rev,
+            }),
+            record_rev: known_rev(version),
+            asked: call.sent,
+        };
+        if body {
+            call.body_of = version.content.hash();
+        }
+        let Some(flight) = self.flights.remove(&key) else {
+            return true;
+        };
+        if !flight.next.is_empty() {
+            self.start_flight(key, flight.next);
+        }
+        let (waiters, hops) = (flight.waiters, flight.hops);
+        let source = Source::Coordinator(call.coordinator);
+        match (version.content, flight.local) {
+            (Content::Present { hash, len }, Some(local))
+                if local.hash() == hash && local.len() == len =>
+            {
+                let proof = basis.proof(Hop::Disk, now);
+                self.answer(waiters, Some(&local), &proof, &hops, now);
+            }
+            (Content::Present { hash, len }, _) if body => {
+                self.place(&waiters, &Place::Fetch(hash));
+                self.want_inline(hash, len, basis, waiters, hops, (id, source), now);
+            }
+            _ => {
+                let hop = self.sources.hop(source);
+                self.settle(version, basis, waiters, hops, hop, now);
+            }
+        }
+        true
+    }
+
+    /// Answers from a record that is known to be right.
+    fn settle(
+        &mut self,
+        version: Version,
+        basis: Basis,
+        waiters: Vec<Waiter>,
+        hops: Vec<HopFailure>,
+        truth: Hop,
+        now: Time,
+    ) {
+        match version.content {
+            Content::Deleted => {
+                let proof = basis.proof(truth, now);
+                self.answer(waiters, None, &proof, &hops, now);
+            }
+            Content::Present { hash, len } => {
+                self.place(&waiters, &Place::Fetch(hash));
+                self.want_bytes(hash, Some(len), basis, waiters, hops);
+            }
+        }
+    }
+
+    fn place(&mut self, waiters: &[Waiter], place: &Place) {
+        for waiter in waiters {
+            if let Some(read) = self.reads.get_mut(&waiter.ticket) {
+                read.place = place.clone();
+            }
+        }
+    }
+
+    fn hold(&mut self, record: HeldRecord) {
+        if self.held.hold(&record) {
+            self.out.push(Output::Hold(record));
+        }
+    }
+
+    fn refused(&mut self, id: CallId, call: &mut ResolveCall, refusal: &Refusal, now: Time) {
+        let at = call.keys.first().and_then(|key| key.at);
+        let definite = match (refusal.code, at, refusal.rev) {
+            (Code::Compacted, Some(at), Some(oldest)) => Some(GetError::Compacted { at, oldest }),
+            (Code::Future, Some(at), Some(newest)) => Some(GetError::Future { at, newest }),
+            _ => None,
+        };
+        match definite {
+            Some(error) if call.opening.is_none() => {
+                self.timers
+                    .remove(&(call.sent + ANSWER_TIMEOUT, Timer::Answer(id)));
+                self.fail_call(call, |_| error.clone());
+            }
+            _ => self.drop_call(id, call, &refusal.message, now),
+        }
+    }
+
+    fn call_failed(
+        &mut self,
+        id: CallId,
+        mut call: ResolveCall,
+        reason: &str,
+        unreachable: bool,
+        now: Time,
+    ) {
+        let source = Source::Coordinator(call.coordinator);
+        self.sources.failed(source, unreachable, now);
+        self.drop_call(id, &mut call, reason, now);
+    }
+
+    /// What the call has not answered is asked elsewhere.
+    fn drop_call(&mut self, id: CallId, call: &mut ResolveCall, reason: &str, now: Time) {
+        self.timers
+            .remove(&(call.sent + ANSWER_TIMEOUT, Timer::Answer(id)));
+        let source = Source::Coordinator(call.coordinator);
+        let failure = HopFailure {
+            hop: self.sources.hop(source),
+            reason: reason.to_owned(),
+        };
+        for key in call.keys.drain(..).skip(call.answered) {
+            if let Some(flight) = self.flights.get_mut(&key) {
+                flight.hops.push(failure.clone());
+                flight.tried.push(call.coordinator);
+                flight.sent = None;
+                self.ready.push(key);
+            }
+        }
+        call.answered = 0;
+        if let Some(hash) = call.body_of.take() {
+            // Its bytes come last now, whatever the reason was.
+            self.sources.failed(source, true, now);
+            self.source_failed(hash, id, reason, now);
+        }
+    }
+
+    fn fail_call(&mut self, call: &mut ResolveCall, error: impl Fn(Vec<HopFailure>) -> GetError) {
+        for key in call.keys.drain(..).skip(call.answered) {
+            if let Some(flight) = self.flights.remove(&key) {
+                self.fail(flight.waiters, &error(flight.hops));
+                if !flight.next.is_empty() {
+                    self.start_flight(key, flight.next);
+                }
+            }
+        }
+        call.answered = 0;
+    }
+
+    pub(super) fn answer_late(&mut self, id: CallId, now: Time) {
+        let Some(Call::Resolve(call)) = self.calls.remove(&id) else {
+            return;
+        };
+        self.out.push(Output::Cancel(id));
+        let reason = format!("no answer within {} ms", ANSWER_TIMEOUT.as_millis());
+        self.call_failed(id, call, &reason, true, now);
+    }
+
+    /// No coordinator is left to ask.
+    fn truth_failed(&mut self, key: &FlightKey) {
+        let Some(mut flight) = self.flights.remove(key) else {
+            return;
+        };
+        if flight.tried.is_empty() {
+            flight.hops.push(HopFailure {
+                hop: Hop::Coordinator("none".into()),
+                reason: "no coordinator is configured".into(),
+            });
+        }
+        let (name, hops) = (key.name.clone(), flight.hops);
+        let error = match key.at {
+            Some(at) => GetError::NotHeld { name, at, hops },
+            None => GetError::NoFreshnessProof {
+                last: self.held.last(&name),
+                name,
+                hops,
+            },
+        };
+        self.fail(flight.waiters, &error);
+        if !flight.next.is_empty() {
+            self.start_flight(key.clone(), flight.next);
+        }
+    }
+
+    /// The hops of a flight, the one that is still awaited among them.
+    pub(super) fn flight_hops(&self, key: &FlightKey) -> Vec<HopFailure> {
+        let Some(flight) = self.flights.get(key) else {
+            return Vec::new();
+        };
+        let mut hops = flight.hops.clone();
+        if let Some(Call::Resolve(call)) = flight.sent.and_then(|id| self.calls.get(&id)) {
+            hops.push(HopFailure {
+                hop: self.sources.hop(Source::Coordinator(call.coordinator)),
+                reason: "no answer yet".into(),
+            });
+        }
+        hops
+    }
+}
+
+impl Mark {
+    fn at(self, rev: Revision) -> Snapshot {
+        Snapshot {
+            catalog: self.catalog,
+            epoch: self.epoch,
+            rev,
+        }
+    }
+}
+
+pub(super) fn damaged() -> HopFailure {
+    HopFailure {
+        hop: Hop::Disk,
+        reason: "the bytes on disk were damaged and are set aside".into(),
+    }
+}
+
+/// A name that never existed is held at revision 0, which is no record's.
+fn known_rev(version: Version) -> Option<Revision> {
+    (version.rev > Revision::ZERO).then_some(version.rev)
+}

@@ -1,0 +1,692 @@
+//! The machine with a disk that is a map, and a network that the test plays by hand.
+
+use super::*;
+use crate::catalog::Content;
+use crate::proto::code::Code;
+use crate::proto::limit::{ANSWER_TIMEOUT, HEDGE_DEFAULT};
+
+const CATALOG: CatalogId = CatalogId::from_bytes([1; 16]);
+
+struct Desk {
+    machine: Worker,
+    now: Time,
+    disk: BTreeMap<SpecHash, Local>,
+    /// Outputs other than disk reads and answers, in order.
+    sent: Vec<Output>,
+    done: BTreeMap<Ticket, Result<Answer, GetError>>,
+}
+
+fn desk(coordinators: usize, peers: usize) -> Desk {
+    let addrs = |kind: &str, count: usize| (0..count).map(|n| format!("{kind}{n}")).collect();
+    let config = Config {
+        coordinators: addrs("c", coordinators),
+        peers: addrs("p", peers),
+        seed: 0,
+    };
+    Desk {
+        machine: Worker::new(&config, None, Held::default()),
+        now: Time::from_micros(1_000_000),
+        disk: BTreeMap::new(),
+        sent: Vec::new(),
+        done: BTreeMap::new(),
+    }
+}
+
+fn spec(body: &str) -> Spec {
+    Spec::new(Bytes::copy_from_slice(body.as_bytes()))
+}
+
+fn version(rev: u64, body: &str) -> Version {
+    let spec = spec(body);
+    Version {
+        rev: Revision::new(rev),
+        content: Content::Present {
+            hash: spec.hash(),
+            len: spec.len(),
+        },
+    }
+}
+
+fn opening(rev: u64) -> Event {
+    opening_of(1, rev)
+}
+
+fn opening_of(epoch: u64, rev: u64) -> Event {
+    Event::Opening(Resolved {
+        catalog: CATALOG,
+        epoch: Epoch::new(epoch),
+        rev: Revision::new(rev),
+    })
+}
+
+fn failed(reason: &str) -> Event {
+    Event::Failed {
+        reason: reason.into(),
+        unreachable: true,
+    }
+}
+
+fn coordinator(index: usize) -> Hop {
+    Hop::Coordinator(format!("c{index}"))
+}
+
+fn peer(index: usize) -> Hop {
+    Hop::Peer(format!("p{index}"))
+}
+
+impl Desk {
+    fn input(&mut self, input: Input) {
+        let mut inputs = vec![input];
+        while let Some(input) = inputs.pop() {
+            for output in self.machine.handle(input, self.now) {
+                match output {
+                    Output::Load(hash) => {
+                        let local = self.disk.get(&hash).cloned().unwrap_or(Local::Missing);
+                        if local == Local::Damaged {
+                            self.disk.remove(&hash);
+                        }
+                        inputs.push(Input::Loaded { hash, local });
+                    }
+                    Output::Save(spec) => {
+                        self.disk.insert(spec.hash(), Local::Found(spec));
+                    }
+                    Output::Done { ticket, result } => {
+                        assert!(self.done.insert(ticket, result).is_none(), "answered twice");
+                    }
+                    other => self.sent.push(other),
+                }
+            }
+        }
+    }
+
+    fn read(&mut self, ticket: Ticket, target: &str, freshness: Freshness) {
+        let query = Query {
+            freshness,
+            ..Query::strict(target.parse().expect("a target"))
+        };
+        self.input(Input::Get {
+            reads: vec![(ticket, query)],
+        });
+    }
+
+    fn strict(&mut self, ticket: Ticket, name: &str) {
+        self.read(ticket, name, Freshness::Strict);
+    }
+
+    fn at(&mut self, ticket: Ticket, name: &str, rev: u64) {
+        self.read(ticket, name, Freshness::At(Revision::new(rev)));
+    }
+
+    fn event(&mut self, call: CallId, event: Event) {
+        self.input(Input::Event { call, event });
+    }
+
+    /// The next resolve that was sent: its call, address and request.
+    fn resolve(&mut self) -> (CallId, usize, Resolve) {
+        let found = self
+            .sent
+            .iter()
+            .position(|out| matches!(out, Output::Resolve { .. }));
+        match found.map(|index| self.sent.remove(index)) {
+            Some(Output::Resolve {
+                call,
+                coordinator,
+                request,
+            }) => (call, coordinator, request),
+            _ => panic!("no resolve among {:?}", self.sent),
+        }
+    }
+
+    fn fetch(&mut self) -> (CallId, Source) {
+        let found = self
+            .sent
+            .iter()
+            .position(|out| matches!(out, Output::Fetch { .. }));
+        match found.map(|index| self.sent.remove(index)) {
+            Some(Output::Fetch { call, source, .. }) => (call, source),
+            _ => panic!("no fetch among {:?}", self.sent),
+        }
+    }
+
+    fn asks_nobody(&self) -> bool {
+        let asks = |out: &Output| matches!(out, Output::Resolve { .. } | Output::Fetch { .. });
+        !self.sent.iter().any(asks)
+    }
+
+    /// Plays a coordinator that answers one name with its body.
+    fn publish_and_read(&mut self, ticket: Ticket, name: &str, rev: u64, body: &str) {
+        self.strict(ticket, name);
+        let (call, ..) = self.resolve();
+        self.event(call, opening(rev));
+        self.outcome(call, Some(version(rev, body)), true);
+        self.event(call, Event::Body(spec(body).into_bytes()));
+        self.event(call, Event::End);
+        assert_eq!(self.answer(ticket).spec, Some(spec(body)));
+    }
+
+    fn outcome(&mut self, call: CallId, version: Option<Version>, body: bool) {
+        self.event(call, Event::Outcome { version, body });
+    }
+
+    fn advance(&mut self, by: Duration) {
+        self.now = self.now + by;
+        self.input(Input::Wake);
+    }
+
+    fn answer(&mut self, ticket: Ticket) -> Answer {
+        self.done.remove(&ticket).expect("done").expect("an answer")
+    }
+
+    fn error(&mut self, ticket: Ticket) -> GetError {
+        self.done
+            .remove(&ticket)
+            .expect("done")
+            .expect_err("an error")
+    }
+}
+
+#[test]
+fn a_miss_is_answered_by_the_coordinator_and_kept() {
+    let mut desk = desk(1, 0);
+    desk.strict(1, "etl/child");
+    let (call, _, request) = desk.resolve();
+    assert_eq!(request.names[0].if_hash, None);
+    desk.event(call, opening(7));
+    desk.outcome(call, Some(version(3, "v1")), true);
+    assert!(desk.done.is_empty(), "no answer before the bytes");
+    desk.event(call, Event::Body(spec("v1").into_bytes()));
+    let answer = desk.answer(1);
+    assert_eq!(answer.spec, Some(spec("v1")));
+    assert_eq!(answer.proof.source, coordinator(0));
+    assert_eq!(answer.proof.mode, Mode::Asked);
+    assert_eq!(answer.proof.record_rev, Some(Revision::new(3)));
+    assert_eq!(
+        answer.proof.snapshot.expect("a snapshot").rev,
+        Revision::new(7)
+    );
+    assert!(desk.disk.contains_key(&spec("v1").hash()));
+}
+
+#[test]
+fn the_second_read_asks_with_its_hash_and_takes_its_own_disk() {
+    let mut desk = desk(1, 0);
+    desk.publish_and_read(1, "a", 1, "v1");
+    desk.strict(2, "a");
+    let (call, _, request) = desk.resolve();
+    assert_eq!(request.names[0].if_hash, Some(spec("v1").hash()));
+    desk.event(call, opening(1));
+    desk.outcome(call, Some(version(1, "v1")), false);
+    let answer = desk.answer(2);
+    assert_eq!(
+        (answer.spec, answer.proof.source),
+        (Some(spec("v1")), Hop::Disk)
+    );
+}
+
+#[test]
+fn a_new_version_is_never_hidden_by_the_old_one_on_disk() {
+    let mut desk = desk(1, 0);
+    desk.publish_and_read(1, "a", 1, "v1");
+    desk.publish_and_read(2, "a", 2, "v2");
+    desk.strict(3, "a");
+    let (call, ..) = desk.resolve();
+    desk.event(call, failed("connection lost"));
+    let error = desk.error(3);
+    let GetError::NoFreshnessProof { last, hops, .. } = error else {
+        panic!("{error}");
+    };
+    assert_eq!(last.expect("known").seen_rev, Revision::new(2));
+    assert_eq!(hops.len(), 1);
+    assert_eq!(hops[0].to_string(), "coordinator c0: connection lost");
+}
+
+#[test]
+fn a_strict_read_never_joins_a_request_that_was_sent_before_it() {
+    let mut desk = desk(1, 0);
+    desk.strict(1, "a");
+    let (first, ..) = desk.resolve();
+    desk.strict(2, "a");
+    desk.strict(3, "a");
+    assert!(desk.asks_nobody(), "one in flight, one queued");
+    // A publish is acknowledged here; the first answer may still be the old one.
+    desk.event(first, opening(1));
+    desk.outcome(first, Some(version(1, "old")), true);
+    let (second, ..) = desk.resolve();
+    desk.event(first, Event::Body(spec("old").into_bytes()));
+    assert_eq!(desk.answer(1).spec, Some(spec("old")));
+    assert!(desk.done.is_empty(), "the others wait for their own answer");
+    desk.event(second, opening(2));
+    desk.outcome(second, Some(version(2, "new")), true);
+    desk.event(second, Event::Body(spec("new").into_bytes()));
+    assert_eq!(desk.answer(2).spec, Some(spec("new")));
+    assert_eq!(desk.answer(3).spec, Some(spec("new")));
+}
+
+#[test]
+fn an_absent_or_deleted_name_is_an_answer_with_proof() {
+    let mut desk = desk(1, 0);
+    for (ticket, version) in [
+        (1, None),
+        (
+            2,
+            Some(Version {
+                rev: Revision::new(4),
+                content: Content::Deleted,
+            }),
+        ),
+    ] {
+        desk.strict(ticket, "gone");
+        let (call, ..) = desk.resolve();
+        desk.event(call, opening(5));
+        desk.outcome(call, version, false);
+        let answer = desk.answer(ticket);
+        assert_eq!(answer.spec, None);
+        assert_eq!(answer.proof.source, coordinator(0));
+        assert_eq!(answer.proof.record_rev, version.map(|version| version.rev));
+    }
+}
+
+#[test]
+fn the_next_address_is_asked_and_the_one_that_works_stays_first() {
+    let mut desk = desk(3, 0);
+    desk.strict(1, "a");
+    let (call, first, _) = desk.resolve();
+    desk.event(
+        call,
+        Event::Refused(Refusal::new(Code::NoCatalog, "no catalog here")),
+    );
+    let (call, second, _) = desk.resolve();
+    desk.event(call, failed("unreachable"));
+    let (call, third, _) = desk.resolve();
+    let mut all = [first, second, third];
+    all.sort_unstable();
+    assert_eq!(all, [0, 1, 2]);
+    desk.event(call, opening(1));
+    desk.outcome(call, None, false);
+    let answer = desk.answer(1);
+    assert_eq!(answer.failed.len(), 2);
+    assert_eq!(answer.failed[0].reason, "no catalog here");
+    desk.strict(2, "a");
+    assert_eq!(desk.resolve().1, third);
+}
+
+#[test]
+fn a_silent_coordinator_is_given_up_after_a_while() {
+    let mut desk = desk(2, 0);
+    desk.strict(1, "a");
+    let (_, first, _) = desk.resolve();
+    desk.advance(ANSWER_TIMEOUT);
+    let (call, second, _) = desk.resolve();
+    assert_ne!(first, second);
+    desk.event(call, opening(1));
+    desk.outcome(call, None, false);
+    assert!(
+        desk.answer(1).failed[0]
+            .reason
+            .starts_with("no answer within")
+    );
+}
+
+#[test]
+fn when_the_body_breaks_off_a_peer_gives_the_bytes() {
+    let mut desk = desk(1, 2);
+    desk.strict(1, "a");
+    let (call, ..) = desk.resolve();
+    desk.event(call, opening(1));
+    desk.outcome(call, Some(version(1, "v1")), true);
+    desk.event(call, failed("broke off after 3 of 9 bytes"));
+    let (call, source) = desk.fetch();
+    assert_eq!(source, Source::Peer(0));
+    desk.event(call, Event::Body(spec("v1").into_bytes()));
+    let answer = desk.answer(1);
+    assert_eq!(answer.proof.source, peer(0));
+    assert_eq!(answer.proof.mode, Mode::Asked, "the truth had come");
+    assert_eq!(answer.failed[0].hop, coordinator(0));
+}
+
+#[test]
+fn the_coordinator_is_asked_once_more_when_no_peer_has_the_bytes() {
+    let mut desk = desk(1, 1);
+    desk.strict(1, "a");
+    let (call, ..) = desk.resolve();
+    desk.event(call, opening(1));
+    desk.outcome(call, Some(version(1, "v1")), true);
+    desk.event(call, failed("broke off"));
+    let (call, source) = desk.fetch();
+    assert_eq!(source, Source::Peer(0));
+    desk.event(
+        call,
+        Event::Refused(Refusal::new(Code::NotFound, "no such blob")),
+    );
+    let (call, source) = desk.fetch();
+    assert_eq!(source, Source::Coordinator(0));
+    desk.event(call, failed("unreachable"));
+    let error = desk.error(1);
+    assert!(matches!(error, GetError::NoBytes { .. }));
+    assert_eq!(error.hops().len(), 3, "{error:?}");
+}
+
+#[test]
+fn wrong_bytes_are_never_an_answer_and_their_sender_is_not_asked_again() {
+    let mut desk = desk(0, 2);
+    let target = spec("right").hash().to_string();
+    desk.read(1, &target, Freshness::Strict);
+    let (call, liar) = desk.fetch();
+    desk.event(call, Event::Body(Bytes::from_static(b"wrong")));
+    let reported = desk
+        .sent
+        .iter()
+        .any(|out| matches!(out, Output::Misbehaved { .. }));
+    assert!(reported && desk.done.is_empty());
+    let (call, honest) = desk.fetch();
+    assert_ne!(liar, honest);
+    desk.event(call, Event::Body(spec("right").into_bytes()));
+    let answer = desk.answer(1);
+    assert_eq!(
+        (answer.spec, answer.proof.mode),
+        (Some(spec("right")), Mode::Pinned)
+    );
+    assert!(answer.failed[0].reason.contains("wrong bytes"));
+
+    desk.disk.clear();
+    desk.read(2, &target, Freshness::Strict);
+    assert_eq!(desk.fetch().1, honest);
+}
+
+#[test]
+fn a_wrong_body_from_the_coordinator_is_replaced_by_a_peers() {
+    let mut desk = desk(1, 1);
+    desk.strict(1, "a");
+    let (call, ..) = desk.resolve();
+    desk.event(call, opening(1));
+    desk.outcome(call, Some(version(1, "right")), true);
+    desk.event(call, Event::Body(Bytes::from_static(b"wrong")));
+    let (call, source) = desk.fetch();
+    assert_eq!(source, Source::Peer(0));
+    desk.event(call, Event::Body(spec("right").into_bytes()));
+    assert_eq!(desk.answer(1).spec, Some(spec("right")));
+}
+
+#[test]
+fn a_slow_source_is_hedged_and_the_first_right_bytes_win() {
+    let mut desk = desk(0, 3);
+    let target = spec("v").hash().to_string();
+    desk.read(1, &target, Freshness::Strict);
+    let (slow, _) = desk.fetch();
+    desk.advance(HEDGE_DEFAULT);
+    let (quick, _) = desk.fetch();
+    desk.event(quick, Event::Body(spec("v").into_bytes()));
+    assert_eq!(desk.answer(1).spec, Some(spec("v")));
+    let cancelled = |out: &Output| matches!(out, Output::Cancel(call) if *call == slow);
+    assert!(desk.sent.iter().any(cancelled));
+    // What the slow one sends now is nobody's answer.
+    desk.event(slow, Event::Body(Bytes::from_static(b"late and wrong")));
+    assert!(desk.done.is_empty());
+}
+
+#[test]
+fn readers_of_one_hash_share_one_fetch() {
+    let mut desk = desk(0, 1);
+    let target = spec("v").hash().to_string();
+    for ticket in 1..=3 {
+        desk.read(ticket, &target, Freshness::Strict);
+    }
+    let (call, _) = desk.fetch();
+    assert!(desk.asks_nobody());
+    desk.event(call, Event::Body(spec("v").into_bytes()));
+    for ticket in 1..=3 {
+        assert_eq!(desk.answer(ticket).spec, Some(spec("v")));
+    }
+}
+
+#[test]
+fn names_that_are_read_together_go_out_as_one_request() {
+    let mut desk = desk(1, 0);
+    let reads = ["a", "b", "c"]
+        .iter()
+        .zip(1..)
+        .map(|(name, ticket)| (ticket, Query::strict(name.parse().expect("a name"))))
+        .collect();
+    desk.input(Input::Get { reads });
+    let (call, _, request) = desk.resolve();
+    assert_eq!(request.names.len(), 3);
+    assert!(desk.asks_nobody());
+    desk.event(call, opening(3));
+    desk.outcome(call, Some(version(1, "a")), true);
+    desk.event(call, Event::Body(spec("a").into_bytes()));
+    desk.outcome(call, None, false);
+    // The rest is asked anew when the answer ends early.
+    desk.event(call, Event::End);
+    assert_eq!(desk.answer(1).spec, Some(spec("a")));
+    assert_eq!(desk.answer(2).spec, None);
+    assert!(matches!(desk.error(3), GetError::NoFreshnessProof { .. }));
+}
+
+#[test]
+fn a_revision_that_was_seen_is_answered_without_asking() {
+    let mut desk = desk(1, 0);
+    desk.publish_and_read(1, "a", 3, "v3");
+    desk.publish_and_read(2, "a", 6, "v6");
+    // v3 was seen at revision 3 only; at 4 it may have been something else.
+    desk.at(3, "a", 3);
+    let answer = desk.answer(3);
+    assert_eq!(
+        (answer.spec, answer.proof.mode),
+        (Some(spec("v3")), Mode::At)
+    );
+    assert_eq!(
+        answer.proof.snapshot.expect("a snapshot").rev,
+        Revision::new(3)
+    );
+    assert!(desk.asks_nobody());
+    desk.at(4, "a", 4);
+    let (call, _, request) = desk.resolve();
+    assert_eq!(request.at, Some(Revision::new(4)));
+    desk.event(call, opening(4));
+    desk.outcome(call, Some(version(3, "v3")), false);
+    assert_eq!(desk.answer(4).spec, Some(spec("v3")));
+    desk.at(5, "a", 4);
+    assert!(desk.asks_nobody(), "now it is known");
+}
+
+#[test]
+fn a_compacted_revision_is_an_error_and_never_the_latest() {
+    let mut desk = desk(2, 0);
+    desk.at(1, "a", 2);
+    let (call, ..) = desk.resolve();
+    let refusal = Refusal::new(Code::Compacted, "compacted").at(Revision::new(9));
+    desk.event(call, Event::Refused(refusal));
+    let (at, oldest) = (Revision::new(2), Revision::new(9));
+    assert_eq!(desk.error(1), GetError::Compacted { at, oldest });
+    assert!(desk.asks_nobody(), "another address would say the same");
+}
+
+#[test]
+fn another_catalog_is_refused() {
+    let mut desk = desk(1, 0);
+    desk.publish_and_read(1, "a", 1, "v1");
+    desk.strict(2, "a");
+    let (call, ..) = desk.resolve();
+    let got = CatalogId::from_bytes([2; 16]);
+    desk.event(
+        call,
+        Event::Opening(Resolved {
+            catalog: got,
+            epoch: Epoch::new(9),
+            rev: Revision::new(9),
+        }),
+    );
+    assert!(matches!(desk.error(2), GetError::WrongCatalog { .. }));
+    assert_eq!(desk.machine.mark().expect("a mark").catalog, CATALOG);
+}
+
+#[test]
+fn a_coordinator_that_went_back_is_not_believed_until_a_new_epoch() {
+    let mut desk = desk(1, 0);
+    desk.publish_and_read(1, "a", 5, "v5");
+    for ticket in [2, 3] {
+        desk.strict(ticket, "a");
+        let (call, ..) = desk.resolve();
+        // The second time it has caught up: the same number is not the same history.
+        desk.event(call, opening(if ticket == 2 { 4 } else { 6 }));
+        assert!(matches!(desk.error(ticket), GetError::Quarantined { .. }));
+    }
+    desk.strict(4, "a");
+    let (call, ..) = desk.resolve();
+    desk.event(call, opening_of(2, 4));
+    desk.outcome(call, Some(version(4, "v4")), true);
+    desk.event(call, Event::Body(spec("v4").into_bytes()));
+    assert_eq!(desk.answer(4).spec, Some(spec("v4")));
+    assert!(
+        desk.sent
+            .iter()
+            .any(|out| matches!(out, Output::ForgetHeld))
+    );
+    desk.at(5, "a", 5);
+    assert!(
+        !desk.asks_nobody(),
+        "revision 5 of the lost epoch is forgotten"
+    );
+}
+
+#[test]
+fn an_answer_to_a_question_from_before_is_no_rollback() {
+    let mut desk = desk(1, 0);
+    desk.strict(1, "a");
+    let (early, ..) = desk.resolve();
+    desk.publish_and_read(2, "b", 5, "v5");
+    desk.event(early, opening(4));
+    desk.outcome(early, None, false);
+    assert_eq!(desk.answer(1).spec, None);
+}
+
+#[test]
+fn the_deadline_names_what_was_still_awaited() {
+    let mut desk = desk(1, 1);
+    desk.strict(1, "a");
+    let (call, ..) = desk.resolve();
+    desk.event(call, opening(1));
+    desk.outcome(call, Some(version(1, "v1")), true);
+    desk.advance(HEDGE_DEFAULT);
+    desk.advance(Duration::from_secs(10));
+    let error = desk.error(1);
+    assert!(matches!(error, GetError::Deadline { .. }), "{error:?}");
+    let hops: Vec<_> = error.hops().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        hops,
+        ["coordinator c0: no bytes yet", "peer p0: no bytes yet"]
+    );
+    assert_eq!(desk.machine.reads(), 0);
+}
+
+#[test]
+fn damaged_bytes_on_disk_are_named_and_fetched_again() {
+    let mut desk = desk(1, 0);
+    desk.publish_and_read(1, "a", 1, "v1");
+    desk.disk.insert(spec("v1").hash(), Local::Damaged);
+    desk.strict(2, "a");
+    let (call, _, request) = desk.resolve();
+    assert_eq!(request.names[0].if_hash, None, "it asks for the body");
+    desk.event(call, opening(1));
+    desk.outcome(call, Some(version(1, "v1")), true);
+    desk.event(call, Event::Body(spec("v1").into_bytes()));
+    let answer = desk.answer(2);
+    assert_eq!(answer.failed[0].hop, Hop::Disk);
+    assert_eq!(
+        desk.disk.get(&spec("v1").hash()),
+        Some(&Local::Found(spec("v1")))
+    );
+}
+
+#[test]
+fn a_broken_disk_is_reported_as_itself() {
+    let mut desk = desk(1, 1);
+    desk.publish_and_read(1, "a", 1, "v1");
+    desk.disk
+        .insert(spec("v1").hash(), Local::Failed("EIO".into()));
+    desk.strict(2, "a");
+    let reason = "EIO".to_owned();
+    assert_eq!(
+        desk.error(2),
+        GetError::Disk {
+            reason: reason.clone()
+        }
+    );
+    desk.read(3, &spec("v1").hash().to_string(), Freshness::Strict);
+    assert_eq!(desk.error(3), GetError::Disk { reason });
+    assert!(desk.asks_nobody());
+}
+
+#[test]
+fn without_a_coordinator_only_what_can_be_proven_is_served() {
+    let mut desk = desk(0, 0);
+    desk.disk.insert(spec("v").hash(), Local::Found(spec("v")));
+    desk.read(1, &spec("v").hash().to_string(), Freshness::Strict);
+    assert_eq!(desk.answer(1).proof.source, Hop::Disk);
+    desk.strict(2, "a");
+    assert!(matches!(desk.error(2), GetError::NoFreshnessProof { .. }));
+}
+
+#[test]
+fn a_reader_that_leaves_gets_no_answer_and_leaves_nothing_behind() {
+    let mut desk = desk(1, 0);
+    desk.strict(1, "a");
+    desk.input(Input::Forget { ticket: 1 });
+    let (call, ..) = desk.resolve();
+    desk.event(call, opening(1));
+    desk.outcome(call, None, false);
+    desk.event(call, Event::End);
+    assert!(desk.done.is_empty());
+    assert_eq!(desk.machine.reads(), 0);
+    assert_eq!(desk.machine.next_wake(), None);
+}
+
+mod any_order {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a hostile or confused driver could hand in for any call at any time.
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            (1_u64..4, 0_u64..6).prop_map(|(epoch, rev)| opening_of(epoch, rev)),
+            (proptest::option::of(1_u64..6), any::<bool>()).prop_map(|(rev, body)| {
+                let version = rev.map(|rev| version(rev, "right"));
+                Event::Outcome { version, body }
+            }),
+            Just(Event::Body(Bytes::from_static(b"right"))),
+            Just(Event::Body(Bytes::from_static(b"wrong"))),
+            Just(Event::Refused(Refusal::new(Code::NotFound, "no"))),
+            Just(failed("gone")),
+            Just(Event::End),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_read_ends_once_by_its_deadline_with_right_bytes_or_an_error(
+            steps in proptest::collection::vec((0_u64..12, event(), 0_u64..800), 0..60),
+        ) {
+            let mut desk = desk(2, 2);
+            let right = spec("right");
+            for (number, (call, event, millis)) in steps.into_iter().enumerate() {
+                let ticket = number as u64;
+                match number % 4 {
+                    0 => desk.strict(ticket, "a"),
+                    1 => desk.at(ticket, "a", call % 5),
+                    2 => desk.read(ticket, &right.hash().to_string(), Freshness::Strict),
+                    _ => desk.disk.clear(),
+                }
+                desk.event(CallId(call), event);
+                desk.advance(Duration::from_millis(millis));
+            }
+            desk.advance(Duration::from_secs(10));
+            prop_assert_eq!(desk.machine.reads(), 0);
+            for result in desk.done.values() {
+                if let Ok(Answer { spec: Some(spec), .. }) = result {
+                    prop_assert_eq!(spec, &right);
+                }
+            }
+        }
+    }
+}
