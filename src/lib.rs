@@ -8,5 +8,6 @@ pub mod identity;
 pub mod proto;
 pub mod spec;
 pub mod store;
+pub mod trust;
 
 pub use codec::DecodeError;
