@@ -5,6 +5,7 @@ pub mod api;
 pub mod catalog;
 mod codec;
 pub mod identity;
+pub mod net;
 pub mod proto;
 pub mod spec;
 pub mod store;

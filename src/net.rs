@@ -1,0 +1,62 @@
+//! Moves the frames of the [protocol](crate::proto) over QUIC, and knows nothing of what they say.
+//!
+//! - [`Runtime`] is the one thread that all of QUIC runs on.
+//! - [`Endpoint`] is one UDP socket that listens and dials. [`Endpoint::serve`] accepts
+//!   connections, checks every request against the role table and the limits, and hands what
+//!   passes to a [`Service`]. [`Endpoint::drain`] ends it.
+//! - [`Link`] is one address to ask. It dials when it is used, once for all who wait, and each
+//!   [`Link::call`] is one stream whose answer is read frame by frame from an [`Exchange`].
+//!
+//! Who a peer is comes from [`trust`](crate::trust). A connection that no longer passes its check
+//! is closed while it lives. Nothing here takes a decision about freshness, retries a request,
+//! or trusts a length that it was told.
+
+mod endpoint;
+mod error;
+mod frame;
+mod link;
+mod live;
+mod runtime;
+mod serve;
+mod socket;
+mod transport;
+
+use std::time::Duration;
+
+pub use self::endpoint::{Endpoint, EndpointOptions, Limits};
+pub use self::error::{BindError, DialFailure, LinkError};
+pub use self::link::{Exchange, Link, Patience, Timing, Wanted};
+pub use self::runtime::Runtime;
+pub use self::serve::{Gone, Peer, Reply, Service};
+pub use self::socket::check_bind;
+use crate::proto::limit;
+
+/// The slowest pace at which bytes may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Floor {
+    /// Bytes that must have come per second, on average since the grace ended.
+    pub bytes_per_sec: u64,
+    /// How long nothing is demanded.
+    pub grace: Duration,
+}
+
+impl Default for Floor {
+    fn default() -> Self {
+        Self {
+            bytes_per_sec: limit::FLOOR_BYTES_PER_SEC,
+            grace: limit::FLOOR_GRACE,
+        }
+    }
+}
+
+impl Floor {
+    /// How long `len` bytes may take.
+    fn allows(&self, len: u64) -> Duration {
+        let rate = self.bytes_per_sec.max(1);
+        let micros = u128::from(len) * 1_000_000 / u128::from(rate);
+        self.grace + Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests;

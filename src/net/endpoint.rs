@@ -1,0 +1,225 @@
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::live::LiveConnections;
+use super::serve::{self, Service};
+use super::{BindError, Floor, check_bind, socket, transport};
+use crate::proto::code::CloseCode;
+use crate::proto::limit;
+use crate::trust::{self, Identity};
+
+/// Peers are checked against the clock this often: certificates expire without a reload.
+const CHECK_EVERY: Duration = Duration::from_secs(60);
+
+/// After the last request of a drain, time for answers on their way to arrive.
+const DRAIN_LINGER: Duration = Duration::from_millis(50);
+
+/// After a drain, time for the closing packets to leave.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What an endpoint is told when it starts.
+#[derive(Debug, Clone)]
+pub struct EndpointOptions {
+    /// 32 random bytes that survive restarts, so that peers notice one at once.
+    pub reset_key: [u8; 32],
+    /// Program and version, as told to peers.
+    pub agent: String,
+    /// Largest spec in bytes that this node takes; default 1 MiB, at most 16 MiB.
+    pub max_spec_len: u64,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// Bounds of an endpoint. More of each costs memory and helps against nothing but a bad network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections that may come in; a further one is refused. Default
+    /// [`limit::MAX_CONNECTIONS`].
+    pub max_connections: usize,
+    /// Requests being read and answered at once; further ones wait. Default 4,096: 16 busy
+    /// connections.
+    pub max_requests: usize,
+    /// How long a handshake, and then the first request, may take. Default
+    /// [`limit::DIAL_TIMEOUT`].
+    pub hello: Duration,
+    /// How long one dial may take, hello included. Default [`limit::DIAL_TIMEOUT`].
+    pub dial: Duration,
+    /// The slowest pace of a request, and of a peer that reads an answer.
+    pub floor: Floor,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: limit::MAX_CONNECTIONS,
+            max_requests: 4_096,
+            hello: limit::DIAL_TIMEOUT,
+            dial: limit::DIAL_TIMEOUT,
+            floor: Floor::default(),
+        }
+    }
+}
+
+/// One UDP socket that dials, and listens once [`serve`](Self::serve) is called.
+///
+/// Cheap to clone. It lives until [`drain`](Self::drain), or until its runtime stops.
+#[derive(Debug, Clone)]
+pub struct Endpoint(pub(super) Arc<Shared>);
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) quinn: quinn::Endpoint,
+    pub(super) handle: Handle,
+    pub(super) identity: Identity,
+    pub(super) options: EndpointOptions,
+    pub(super) addr: SocketAddr,
+    pub(super) client: quinn::ClientConfig,
+    pub(super) live: LiveConnections,
+    /// Room for connections that come in.
+    pub(super) connections: Arc<Semaphore>,
+    /// Room for requests.
+    pub(super) requests: Arc<Semaphore>,
+    /// Room for the bytes of large requests, in KiB.
+    pub(super) request_kib: Arc<Semaphore>,
+    /// Set once, by a drain.
+    pub(super) draining: watch::Sender<bool>,
+}
+
+impl Endpoint {
+    /// Binds `addr` and runs on `handle`, which is a [`Runtime`](super::Runtime)'s.
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub fn bind(
+        handle: &Handle,
+        addr: SocketAddr,
+        identity: Identity,
+        options: EndpointOptions,
+    ) -> Result<Self, BindError> {
+        check_bind(addr, identity.uri().cluster())?;
+        let fail = |source| BindError::Io { addr, source };
+        let socket = socket::bind(addr)?;
+        let addr = socket.local_addr().map_err(fail)?;
+        let config = transport::endpoint(&options.reset_key);
+        // quinn finds the runtime of its tasks in the context.
+        let context = handle.enter();
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let quinn = quinn::Endpoint::new(config, None, socket, runtime).map_err(fail)?;
+        drop(context);
+        let limits = options.limits;
+        let shared = Arc::new(Shared {
+            quinn,
+            handle: handle.clone(),
+            client: client_config(&identity),
+            identity,
+            options,
+            addr,
+            live: LiveConnections::default(),
+            connections: Arc::new(Semaphore::new(limits.max_connections)),
+            requests: Arc::new(Semaphore::new(limits.max_requests)),
+            request_kib: Arc::new(Semaphore::new(serve::MAX_REQUEST_KIB)),
+            draining: watch::Sender::new(false),
+        });
+        handle.spawn(check_peers(Arc::downgrade(&shared)));
+        Ok(Self(shared))
+    }
+
+    /// The address that it is bound to, with its port.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.0.addr
+    }
+
+    /// This node's certificate and trust.
+    pub fn identity(&self) -> &Identity {
+        &self.0.identity
+    }
+
+    /// Connections that are open, in both directions.
+    pub fn connections(&self) -> usize {
+        self.0.live.len()
+    }
+
+    /// Accepts connections and answers requests with `service` until the drain.
+    pub fn serve<S: Service>(&self, service: Arc<S>) {
+        self.0
+            .quinn
+            .set_server_config(Some(server_config(&self.0.identity)));
+        self.0.handle.spawn(serve::accept(self.0.clone(), service));
+    }
+
+    /// Ends the endpoint: no new connection, new requests are refused with
+    /// [`Draining`](crate::proto::code::Code::Draining), those in progress may finish within
+    /// `patience`, then every connection is closed with [`CloseCode::Draining`].
+    ///
+    /// Returns whether all requests had finished.
+    pub async fn drain(&self, patience: Duration) -> bool {
+        let shared = &self.0;
+        let deadline = Instant::now() + patience;
+        shared.draining.send_replace(true);
+        let all = u32::try_from(shared.options.limits.max_requests).unwrap_or(u32::MAX);
+        let finished = timeout_at(deadline, shared.requests.acquire_many(all))
+            .await
+            .is_ok();
+        if !finished {
+            tracing::warn!(?patience, "drained with requests in progress");
+        }
+        sleep(DRAIN_LINGER).await;
+        let code = CloseCode::Draining;
+        shared
+            .quinn
+            .close(code.number().into(), code.as_str().as_bytes());
+        // Else the packets that say so may not leave before the process ends.
+        if timeout(CLOSE_TIMEOUT, shared.quinn.wait_idle())
+            .await
+            .is_err()
+        {
+            tracing::debug!("some peers did not acknowledge the close");
+        }
+        finished
+    }
+}
+
+impl Shared {
+    pub(super) fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+}
+
+fn client_config(identity: &Identity) -> quinn::ClientConfig {
+    let tls = trust::client_config(identity);
+    let crypto = QuicClientConfig::try_from(tls).expect("ring has QUIC's initial suite");
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(transport::dialler());
+    config
+}
+
+fn server_config(identity: &Identity) -> quinn::ServerConfig {
+    let tls = trust::server_config(identity);
+    let crypto = QuicServerConfig::try_from(tls).expect("ring has QUIC's initial suite");
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(transport::listener());
+    config
+}
+
+/// Holds every live connection against the trust again, after each reload and now and then.
+async fn check_peers(shared: Weak<Shared>) {
+    let Some(mut changes) = shared.upgrade().map(|shared| shared.identity.changes()) else {
+        return;
+    };
+    loop {
+        // Either way: a change, or time has passed.
+        if let Ok(Err(_)) = timeout(CHECK_EVERY, changes.changed()).await {
+            return;
+        }
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        shared.live.check_again(&shared.identity).await;
+    }
+}

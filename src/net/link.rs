@@ -1,0 +1,551 @@
+//! The side that dials: one address, one connection at a time, one stream per request.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{Connection, RecvStream, SendStream, WriteError};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::Floor;
+use super::endpoint::{Endpoint, Shared};
+use super::error::{DialFailure, LinkError};
+use super::frame::{Follows, ReadFail, peek_end, read_bytes, read_frame};
+use super::live::close;
+use crate::identity::{NodeUri, Role};
+use crate::proto::code::CloseCode;
+use crate::proto::limit::{ANSWER_TIMEOUT, FIRST_BYTE_EXTRA, FIRST_BYTE_MIN, MAX_FRAME_LEN};
+use crate::proto::wire::{Hello, Request, Response, Welcome, decode_answer};
+use crate::trust::Usage;
+
+/// TLS wants a name; certificates are checked by their URI, so any will do.
+const SERVER_NAME: &str = "larder";
+
+/// Addresses tried of one host name; a dual-stack host has two, further ones are left out.
+const MAX_ADDRS: usize = 4;
+
+/// After a failed dial the next one waits this long, doubled with each failure.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+/// At most this long, so that a link is up soon after the network is.
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// A call that may not wait out the backoff still dials at most this often.
+const FORCED_DIAL_EVERY: Duration = Duration::from_millis(200);
+
+/// Who is expected at an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Wanted {
+    /// The coordinator.
+    Coordinator,
+    /// Anyone who has bytes: a worker or a coordinator.
+    Peer,
+}
+
+impl Wanted {
+    const fn accepts(self, role: Role) -> bool {
+        match self {
+            Self::Coordinator => matches!(role, Role::Coordinator),
+            Self::Peer => matches!(role, Role::Worker | Role::Coordinator),
+        }
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Coordinator => "coordinator",
+            Self::Peer => "worker or coordinator",
+        })
+    }
+}
+
+/// How long a call waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// The first byte of a frame may take this long at least,
+    pub first_byte: Duration,
+    /// or two round trips and this, if that is more.
+    pub beyond_rtts: Duration,
+    /// The slowest pace afterwards.
+    pub floor: Floor,
+    /// Whether to dial although the last dial failed a moment ago.
+    pub dial_now: bool,
+}
+
+impl Patience {
+    /// For the coordinator, which alone knows what is current.
+    pub fn coordinator() -> Self {
+        Self {
+            first_byte: ANSWER_TIMEOUT,
+            beyond_rtts: FIRST_BYTE_EXTRA,
+            floor: Floor::default(),
+            dial_now: false,
+        }
+    }
+
+    /// For a peer: there are others.
+    pub fn peer() -> Self {
+        Self {
+            first_byte: FIRST_BYTE_MIN,
+            ..Self::coordinator()
+        }
+    }
+
+    fn first_byte(&self, rtt: Duration) -> Duration {
+        self.first_byte.max(rtt * 2 + self.beyond_rtts)
+    }
+}
+
+/// An address to ask. Cheap to clone; the connection closes with the last clone.
+#[derive(Debug, Clone)]
+pub struct Link(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    endpoint: Arc<Shared>,
+    addr: String,
+    wanted: Wanted,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    live: Option<Arc<Up>>,
+    dial: Option<watch::Receiver<Option<Result<Arc<Up>, LinkError>>>>,
+    /// The last dial, if it failed.
+    failed: Option<Failed>,
+}
+
+#[derive(Debug)]
+struct Failed {
+    error: LinkError,
+    at: Instant,
+    again: Instant,
+    in_a_row: u32,
+}
+
+/// A connection that has said hello.
+#[derive(Debug)]
+struct Up {
+    connection: Connection,
+    uri: NodeUri,
+    welcome: Welcome,
+}
+
+impl Link {
+    /// A link to `addr`, `host:port`; the name is resolved at each dial. Nothing is sent yet.
+    pub fn new(endpoint: &Endpoint, addr: impl Into<String>, wanted: Wanted) -> Self {
+        Self(Arc::new(Inner {
+            endpoint: endpoint.0.clone(),
+            addr: addr.into(),
+            wanted,
+            state: Mutex::default(),
+        }))
+    }
+
+    /// The address as it was given.
+    pub fn addr(&self) -> &str {
+        &self.0.addr
+    }
+
+    /// Who answered the last dial, while that connection is up.
+    pub fn peer(&self) -> Option<NodeUri> {
+        self.0.up().map(|up| up.uri.clone())
+    }
+
+    /// What the peer said in its welcome, while that connection is up.
+    pub fn welcome(&self) -> Option<Welcome> {
+        self.0.up().map(|up| up.welcome.clone())
+    }
+
+    /// The round trip time of the connection that is up.
+    pub fn rtt(&self) -> Option<Duration> {
+        self.0.up().map(|up| up.connection.rtt())
+    }
+
+    /// Dials unless a connection is up; all who wait share one dial.
+    ///
+    /// # Errors
+    /// [`LinkError`]; soon after a failed dial it is that dial's error again, unless `dial_now`.
+    pub async fn connect(&self, dial_now: bool) -> Result<(), LinkError> {
+        self.up(dial_now).await.map(|_| ())
+    }
+
+    /// Sends one request with its body, on a stream of its own.
+    ///
+    /// # Errors
+    /// [`LinkError`]; after all but [`LinkError::Dial`] the request may have been carried out.
+    pub async fn call(
+        &self,
+        request: &Request,
+        body: Bytes,
+        patience: Patience,
+    ) -> Result<Exchange, LinkError> {
+        let up = self.up(patience.dial_now).await?;
+        let sent = Instant::now();
+        let frame = request.to_frame()?;
+        let within = patience.first_byte(up.connection.rtt());
+        let allowed = within + patience.floor.allows((frame.len() + body.len()) as u64);
+        let send = async {
+            let (mut send, recv) = up.connection.open_bi().await?;
+            let mut parts = [Bytes::from(frame), body];
+            match send.write_all_chunks(&mut parts).await {
+                // A refusal stops what need not be sent; it is read next.
+                Ok(()) | Err(WriteError::Stopped(_)) => {}
+                Err(WriteError::ConnectionLost(error)) => return Err(error.into()),
+                Err(error) => return Err(LinkError::Lost(error.to_string())),
+            }
+            let _ = send.finish();
+            Ok((send, recv))
+        };
+        let (send, recv) = timeout(allowed, send)
+            .await
+            .map_err(|_| LinkError::TimedOut {
+                what: "the request was not taken",
+                within: allowed,
+            })??;
+        Ok(Exchange {
+            up,
+            patience,
+            send,
+            recv,
+            sent,
+            first_byte: None,
+            unread: 0,
+        })
+    }
+
+    async fn up(&self, dial_now: bool) -> Result<Arc<Up>, LinkError> {
+        let mut dial = {
+            let mut state = self.0.state();
+            if let Some(up) = state.up() {
+                return Ok(up);
+            }
+            // A dial whose task is gone never ends.
+            let running = state.dial.clone().filter(|dial| dial.has_changed().is_ok());
+            match running {
+                Some(dial) => dial,
+                None => {
+                    state.may_dial(dial_now)?;
+                    let (done, dial) = watch::channel(None);
+                    state.dial = Some(dial.clone());
+                    // In a task, so that a caller who gives up does not end it for the others.
+                    let inner = self.0.clone();
+                    self.0.endpoint.handle.spawn(inner.dial(done));
+                    dial
+                }
+            }
+        };
+        match dial.wait_for(Option::is_some).await {
+            Ok(done) => done.clone().unwrap_or(Err(LinkError::ClosedHere)),
+            // The runtime stopped.
+            Err(_) => Err(LinkError::ClosedHere),
+        }
+    }
+}
+
+impl State {
+    fn up(&self) -> Option<Arc<Up>> {
+        let up = self.live.as_ref()?;
+        up.connection.close_reason().is_none().then(|| up.clone())
+    }
+
+    /// Fails fast with the last error while its backoff lasts.
+    fn may_dial(&self, dial_now: bool) -> Result<(), LinkError> {
+        let Some(failed) = &self.failed else {
+            return Ok(());
+        };
+        let again = match dial_now {
+            true => failed.again.min(failed.at + FORCED_DIAL_EVERY),
+            false => failed.again,
+        };
+        match Instant::now() < again {
+            true => Err(failed.error.clone()),
+            false => Ok(()),
+        }
+    }
+
+    fn record(&mut self, result: &Result<Arc<Up>, LinkError>) {
+        self.dial = None;
+        match result {
+            Ok(up) => {
+                self.live = Some(up.clone());
+                self.failed = None;
+            }
+            Err(error) => {
+                let in_a_row = self.failed.as_ref().map_or(0, |failed| failed.in_a_row);
+                let at = Instant::now();
+                self.failed = Some(Failed {
+                    error: error.clone(),
+                    at,
+                    again: at + backoff(in_a_row, rand::random_range(0.5..1.0)),
+                    in_a_row: in_a_row.saturating_add(1),
+                });
+            }
+        }
+    }
+}
+
+/// How long to wait after `failures` failed dials before the last one; `jitter` spreads nodes
+/// that lost the same peer at the same moment.
+fn backoff(failures: u32, jitter: f64) -> Duration {
+    let doubled = FIRST_BACKOFF.saturating_mul(1 << failures.min(16));
+    doubled.min(MAX_BACKOFF).mul_f64(jitter)
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change of the state is one assignment: a panic elsewhere leaves it usable.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn up(&self) -> Option<Arc<Up>> {
+        self.state().up()
+    }
+
+    async fn dial(self: Arc<Self>, done: watch::Sender<Option<Result<Arc<Up>, LinkError>>>) {
+        let within = self.endpoint.options.limits.dial;
+        let deadline = Instant::now() + within;
+        let result = match timeout_at(deadline, self.dial_any(deadline)).await {
+            Ok(result) => result,
+            Err(_) => Err(self.unreachable(DialFailure::Timeout(within))),
+        };
+        let word = result.as_ref().map_or_else(LinkError::kind, |_| "up");
+        metrics::counter!("larder_dials_total", "result" => word).increment(1);
+        if let Err(error) = &result {
+            tracing::debug!(addr = %self.addr, %error, "dial failed");
+        }
+        self.state().record(&result);
+        done.send_replace(Some(result));
+    }
+
+    /// Tries the addresses of the name in turn, each with its share of the time that is left.
+    async fn dial_any(&self, deadline: Instant) -> Result<Arc<Up>, LinkError> {
+        let addrs = tokio::net::lookup_host(&self.addr)
+            .await
+            .map_err(|error| self.unreachable(DialFailure::Dns(Arc::new(error))))?;
+        let v4_only = self.endpoint.addr.is_ipv4();
+        let addrs = addrs.filter(|addr| addr.is_ipv4() || !v4_only);
+        let addrs: Vec<SocketAddr> = addrs.take(MAX_ADDRS).collect();
+        let mut last = self.unreachable(DialFailure::NoAddress);
+        for (tried, &addr) in addrs.iter().enumerate() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / u32::try_from(addrs.len() - tried).unwrap_or(1);
+            last = match timeout(share, self.dial_one(addr)).await {
+                Ok(Ok(up)) => return Ok(Arc::new(up)),
+                Ok(Err(error)) => error,
+                Err(_) => self.unreachable(DialFailure::Timeout(share)),
+            };
+        }
+        Err(last)
+    }
+
+    async fn dial_one(&self, addr: SocketAddr) -> Result<Up, LinkError> {
+        let client = self.endpoint.client.clone();
+        let connecting = self.endpoint.quinn.connect_with(client, addr, SERVER_NAME);
+        let connecting = connecting.map_err(|error| match error {
+            quinn::ConnectError::EndpointStopping => LinkError::ClosedHere,
+            error => self.unreachable(DialFailure::Address(error.to_string())),
+        })?;
+        let connection = connecting
+            .await
+            .map_err(|error| self.not_connected(error))?;
+        let hello = self.hello(&connection).await;
+        if hello.is_err() {
+            self.endpoint.live.remove(&connection);
+            close(&connection, CloseCode::Done);
+        }
+        hello
+    }
+
+    /// With TLS 1.3 a refused certificate of ours shows only here.
+    async fn hello(&self, connection: &Connection) -> Result<Up, LinkError> {
+        let shared = &self.endpoint;
+        let uri = shared
+            .live
+            .add(connection, Usage::Listener, &shared.identity)
+            .map_err(LinkError::PeerUntrusted)?;
+        tokio::spawn(forget_when_closed(shared.clone(), connection.clone()));
+        if !self.wanted.accepts(uri.role()) {
+            close(connection, CloseCode::WrongNode);
+            let wanted = self.wanted;
+            return Err(LinkError::WrongNode { uri, wanted });
+        }
+        let hello = Request::Hello(Hello {
+            agent: shared.options.agent.clone(),
+        });
+        let (mut send, mut recv) = connection.open_bi().await?;
+        match send.write_all(&hello.to_frame()?).await {
+            Err(WriteError::ConnectionLost(error)) => return Err(self.not_connected(error)),
+            _ => send.finish().ok(),
+        };
+        let limits = &shared.options.limits;
+        let first_byte = Instant::now() + limits.dial;
+        let frame = read_frame(&mut recv, MAX_FRAME_LEN as usize, first_byte, limits.floor).await;
+        let (tag, header) = frame.map_err(|fail| match fail {
+            ReadFail::Gone(quinn::ReadError::ConnectionLost(error)) => self.not_connected(error),
+            fail => fail.into(),
+        })?;
+        peek_end(&mut recv);
+        match decode_answer(tag, &header)? {
+            Ok(Response::Welcome(welcome)) => Ok(Up {
+                connection: connection.clone(),
+                uri,
+                welcome,
+            }),
+            Ok(_) => Err(unexpected()),
+            Err(refusal) => Err(LinkError::Refused(refusal)),
+        }
+    }
+
+    fn unreachable(&self, reason: DialFailure) -> LinkError {
+        let addr = self.addr.clone();
+        LinkError::Dial { addr, reason }
+    }
+
+    /// While a link is not up, these two mean something more.
+    fn not_connected(&self, error: quinn::ConnectionError) -> LinkError {
+        match error {
+            quinn::ConnectionError::ConnectionClosed(close)
+                if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED =>
+            {
+                self.unreachable(DialFailure::Busy)
+            }
+            quinn::ConnectionError::TimedOut => {
+                self.unreachable(DialFailure::Timeout(self.endpoint.options.limits.dial))
+            }
+            error => error.into(),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(up) = self.state().live.take() {
+            close(&up.connection, CloseCode::Done);
+        }
+    }
+}
+
+async fn forget_when_closed(shared: Arc<Shared>, connection: Connection) {
+    connection.closed().await;
+    shared.live.remove(&connection);
+}
+
+fn unexpected() -> LinkError {
+    use crate::proto::wire::FrameError;
+    LinkError::BadAnswer(FrameError::Value("an answer to another question"))
+}
+
+/// One request and its answer, read frame by frame. Dropped before its end, it stops the peer.
+#[derive(Debug)]
+pub struct Exchange {
+    up: Arc<Up>,
+    patience: Patience,
+    send: SendStream,
+    recv: RecvStream,
+    sent: Instant,
+    first_byte: Option<Duration>,
+    /// Bytes of an announced body that were not asked for.
+    unread: u64,
+}
+
+/// How quick an answer was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// From before the request was sent until the first frame had come; `None` before that.
+    pub first_frame: Option<Duration>,
+    /// Round trip time of the connection.
+    pub rtt: Duration,
+}
+
+impl Exchange {
+    /// The next frame of the answer.
+    ///
+    /// # Errors
+    /// [`LinkError::Refused`] when the peer says no, [`LinkError::Short`] when the answer has
+    /// ended, [`LinkError::TimedOut`] and [`LinkError::TooSlow`], [`LinkError::BadAnswer`] for
+    /// what is no frame or when the body before was left unread, and what closes connections.
+    pub async fn next(&mut self) -> Result<Response, LinkError> {
+        if self.unread > 0 {
+            return Err(unexpected());
+        }
+        let within = self.patience.first_byte(self.up.connection.rtt());
+        let max_len = MAX_FRAME_LEN as usize;
+        let floor = self.patience.floor;
+        let frame = read_frame(&mut self.recv, max_len, Instant::now() + within, floor).await;
+        let (tag, header) = frame.map_err(|fail| match fail {
+            ReadFail::Silent => LinkError::TimedOut {
+                what: "the first byte of an answer",
+                within,
+            },
+            fail => fail.into(),
+        })?;
+        self.first_byte.get_or_insert_with(|| self.sent.elapsed());
+        let response = decode_answer(tag, &header)?.map_err(LinkError::Refused)?;
+        self.unread = response.body_len();
+        Ok(response)
+    }
+
+    /// The body that the frame before announced, of exactly its length.
+    ///
+    /// # Errors
+    /// [`LinkError::TooLong`] above `max`, before anything is read; and as
+    /// [`next`](Self::next).
+    pub async fn body(&mut self, max: u64) -> Result<Bytes, LinkError> {
+        let len = self.unread;
+        let Some(small) = usize::try_from(len).ok().filter(|_| len <= max) else {
+            return Err(LinkError::TooLong { len, max });
+        };
+        let since = Instant::now();
+        let body = read_bytes(&mut self.recv, small, since, self.patience.floor).await?;
+        self.unread = 0;
+        Ok(body)
+    }
+
+    /// How quick the answer was so far.
+    pub fn timing(&self) -> Timing {
+        Timing {
+            first_frame: self.first_byte,
+            rtt: self.up.connection.rtt(),
+        }
+    }
+
+    /// Who answers.
+    pub fn peer(&self) -> &NodeUri {
+        &self.up.uri
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        // quinn would stop a stream that has ended, with a packet that nobody needs.
+        if peek_end(&mut self.recv) != Follows::Nothing {
+            let _ = self.recv.stop(CloseCode::Done.number().into());
+            let _ = self.send.reset(CloseCode::Done.number().into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_backoff_doubles_up_to_its_bound_and_is_spread() {
+        assert_eq!(backoff(0, 1.0), FIRST_BACKOFF);
+        assert_eq!(backoff(1, 1.0), FIRST_BACKOFF * 2);
+        assert_eq!(backoff(1, 0.5), FIRST_BACKOFF);
+        assert_eq!(backoff(10, 1.0), MAX_BACKOFF);
+        assert_eq!(backoff(u32::MAX, 1.0), MAX_BACKOFF);
+    }
+
+    #[test]
+    fn roles_are_expected_as_the_address_says() {
+        let accepted = |wanted: Wanted| Role::ALL.map(|role| wanted.accepts(role));
+        assert_eq!(accepted(Wanted::Coordinator), [true, false, false, false]);
+        assert_eq!(accepted(Wanted::Peer), [true, true, false, false]);
+    }
+}

@@ -1,0 +1,436 @@
+//! The side that is dialled: from a connection that comes in to an answer that goes out.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quinn::{Connection, Incoming, RecvStream, SendStream, WriteError};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout};
+
+use super::Floor;
+use super::endpoint::Shared;
+use super::frame::{Follows, ReadFail, peek_end, read_bytes, read_frame, read_prefix};
+use super::live::close;
+use crate::identity::{NodeUri, Role};
+use crate::proto::code::{CloseCode, Code, Refusal};
+use crate::proto::limit::{MAX_FRAME_LEN, MAX_NAMES_PER_RESOLVE};
+use crate::proto::role::{self, Kind};
+use crate::proto::wire::{FrameError, HeadBytes, Hello, Request, Response, Welcome, refusal_frame};
+use crate::spec::SpecName;
+use crate::trust::Usage;
+
+/// Longest header of a request from a node that may not publish: a full
+/// [`Resolve`](crate::proto::wire::Resolve). A longer one is refused.
+const MAX_SMALL_HEADER_LEN: usize = MAX_NAMES_PER_RESOLVE * (SpecName::MAX_LEN + 64);
+
+/// Memory for the bytes of large requests, all connections together, in KiB: 256 MiB. Requests
+/// wait for their share.
+pub(super) const MAX_REQUEST_KIB: usize = 256 << 10;
+
+/// A request up to this length needs no share of [`MAX_REQUEST_KIB`]: the number of requests
+/// bounds them.
+const SMALL_REQUEST_LEN: usize = 64 << 10;
+
+/// Bytes kept of what a peer says it runs.
+const MAX_AGENT_LEN: usize = 64;
+
+/// Answers requests. The role table, the limits and the form have been checked.
+pub trait Service: Send + Sync + 'static {
+    /// The newest visible head, for the welcome; `None` at a node without a catalog.
+    fn head(&self) -> Option<HeadBytes>;
+
+    /// Answers one request. `body` is whole, but its hash is unchecked. What is not answered when
+    /// this returns is answered with [`Code::Internal`]. It runs to its end even if the asker
+    /// goes away; [`Reply::asker_gone`] tells.
+    fn serve(
+        &self,
+        peer: Peer,
+        request: Request,
+        body: Bytes,
+        reply: &mut Reply,
+    ) -> impl Future<Output = ()> + Send;
+}
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// What its certificate says.
+    pub uri: NodeUri,
+    /// Where its packets come from now.
+    pub addr: SocketAddr,
+}
+
+/// The asker went away, or does not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the asker is gone")]
+pub struct Gone;
+
+/// Where an answer goes.
+#[derive(Debug)]
+pub struct Reply {
+    stream: SendStream,
+    floor: Floor,
+    answered: bool,
+}
+
+impl Reply {
+    fn new(shared: &Shared, stream: SendStream) -> Self {
+        Self {
+            stream,
+            floor: shared.options.limits.floor,
+            answered: false,
+        }
+    }
+
+    /// Sends one frame.
+    ///
+    /// # Errors
+    /// [`Gone`]; nothing more need be sent.
+    pub async fn send(&mut self, response: &Response) -> Result<(), Gone> {
+        self.send_with_body(response, Bytes::new()).await
+    }
+
+    /// Sends one frame and the body that it announces.
+    ///
+    /// # Errors
+    /// [`Gone`]; nothing more need be sent.
+    pub async fn send_with_body(&mut self, response: &Response, body: Bytes) -> Result<(), Gone> {
+        debug_assert_eq!(response.body_len(), body.len() as u64, "as announced");
+        match response.to_frame() {
+            Ok(frame) => self.write(frame, body).await,
+            Err(error) => {
+                let message = format!("the answer does not fit a frame: {error}");
+                self.refuse(&Refusal::new(Code::Internal, message)).await
+            }
+        }
+    }
+
+    /// Says no.
+    ///
+    /// # Errors
+    /// [`Gone`]; nothing more need be sent.
+    pub async fn refuse(&mut self, refusal: &Refusal) -> Result<(), Gone> {
+        metrics::counter!("larder_refusals_total", "code" => refusal.code.as_str()).increment(1);
+        self.write(refusal_frame(refusal), Bytes::new()).await
+    }
+
+    /// Completes when nobody waits for the answer any more.
+    pub fn asker_gone(&self) -> impl Future<Output = ()> + Send + 'static {
+        let stopped = self.stream.stopped();
+        async move {
+            let _ = stopped.await;
+        }
+    }
+
+    async fn write(&mut self, frame: Vec<u8>, body: Bytes) -> Result<(), Gone> {
+        self.answered = true;
+        let allowed = self.floor.allows((frame.len() + body.len()) as u64);
+        let mut parts = [Bytes::from(frame), body];
+        match timeout(allowed, self.stream.write_all_chunks(&mut parts)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(WriteError::Stopped(_) | WriteError::ConnectionLost(_))) => Err(Gone),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "answer not written");
+                Err(Gone)
+            }
+            // It opened the stream and does not read: its window stays full.
+            Err(_) => {
+                metrics::counter!("larder_slow_readers_total").increment(1);
+                let _ = self.stream.reset(Code::Busy.number().into());
+                Err(Gone)
+            }
+        }
+    }
+}
+
+/// Accepts connections until the endpoint closes.
+pub(super) async fn accept<S: Service>(shared: Arc<Shared>, service: Arc<S>) {
+    while let Some(incoming) = shared.quinn.accept().await {
+        let permit = shared.connections.clone().try_acquire_owned();
+        let Some(permit) = permit.ok().filter(|_| !shared.is_draining()) else {
+            metrics::counter!("larder_connections_refused_total").increment(1);
+            incoming.refuse();
+            continue;
+        };
+        tokio::spawn(connection(
+            shared.clone(),
+            service.clone(),
+            incoming,
+            permit,
+        ));
+    }
+}
+
+async fn connection<S: Service>(
+    shared: Arc<Shared>,
+    service: Arc<S>,
+    incoming: Incoming,
+    permit: OwnedSemaphorePermit,
+) {
+    let addr = incoming.remote_address();
+    let connection = match timeout(shared.options.limits.hello, incoming).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => {
+            tracing::info!(%addr, %error, "handshake failed");
+            metrics::counter!("larder_handshakes_failed_total").increment(1);
+            return;
+        }
+        Err(_) => {
+            tracing::debug!(%addr, "handshake not finished in time");
+            metrics::counter!("larder_handshakes_failed_total").increment(1);
+            return;
+        }
+    };
+    match shared
+        .live
+        .add(&connection, Usage::Dialler, &shared.identity)
+    {
+        Ok(uri) => {
+            metrics::gauge!("larder_connections").increment(1);
+            serve_connection(&shared, &service, &connection, &uri).await;
+            metrics::gauge!("larder_connections").decrement(1);
+        }
+        Err(reason) => tracing::info!(%addr, %reason, "connection refused"),
+    }
+    shared.live.remove(&connection);
+    drop(permit);
+}
+
+async fn serve_connection<S: Service>(
+    shared: &Arc<Shared>,
+    service: &Arc<S>,
+    connection: &Connection,
+    uri: &NodeUri,
+) {
+    let hello = hello(shared, &**service, connection);
+    match timeout(shared.options.limits.hello, hello).await {
+        Ok(Ok(agent)) => {
+            let addr = connection.remote_address();
+            tracing::debug!(%uri, %addr, agent, "connected");
+        }
+        Ok(Err(NoHello)) | Err(_) => {
+            tracing::info!(%uri, "no hello on the first stream");
+            close(connection, CloseCode::BadHello);
+            return;
+        }
+    }
+    while let Ok((send, recv)) = connection.accept_bi().await {
+        if shared.is_draining() {
+            refuse(
+                shared,
+                send,
+                &Refusal::new(Code::Draining, "this node is shutting down"),
+            )
+            .await;
+            continue;
+        }
+        // Room is waited for here: QUIC then holds the peer's further streams back.
+        let Ok(room) = shared.requests.clone().acquire_owned().await else {
+            return;
+        };
+        let asked = Asked {
+            shared: shared.clone(),
+            peer: Peer {
+                uri: uri.clone(),
+                addr: connection.remote_address(),
+            },
+            recv,
+            reply: Reply::new(shared, send),
+        };
+        let service = service.clone();
+        tokio::spawn(async move {
+            asked.answer(&*service).await;
+            drop(room);
+        });
+    }
+}
+
+/// Refuses a request without reading it; a drain holds all the room.
+async fn refuse(shared: &Shared, send: SendStream, refusal: &Refusal) {
+    let mut reply = Reply::new(shared, send);
+    let _ = reply.refuse(refusal).await;
+    let _ = reply.stream.finish();
+}
+
+/// The first stream carried something else, or nothing.
+struct NoHello;
+
+async fn hello<S: Service>(
+    shared: &Shared,
+    service: &S,
+    connection: &Connection,
+) -> Result<String, NoHello> {
+    let (mut send, mut recv) = connection.accept_bi().await.map_err(|_| NoHello)?;
+    let limits = &shared.options.limits;
+    let first_byte = Instant::now() + limits.hello;
+    let (tag, header) = read_frame(&mut recv, MAX_SMALL_HEADER_LEN, first_byte, limits.floor)
+        .await
+        .map_err(|_| NoHello)?;
+    let Ok(Request::Hello(Hello { mut agent })) = Request::from_frame(tag, &header) else {
+        return Err(NoHello);
+    };
+    peek_end(&mut recv);
+    agent.truncate(agent.floor_char_boundary(MAX_AGENT_LEN));
+    let welcome = Response::Welcome(Welcome {
+        agent: shared.options.agent.clone(),
+        max_spec_len: shared.options.max_spec_len,
+        head: service.head(),
+    });
+    let frame = welcome.to_frame().map_err(|_| NoHello)?;
+    send.write_all(&frame).await.map_err(|_| NoHello)?;
+    send.finish().map_err(|_| NoHello)?;
+    Ok(agent)
+}
+
+/// One request on its way from its stream to its answer.
+struct Asked {
+    shared: Arc<Shared>,
+    peer: Peer,
+    recv: RecvStream,
+    reply: Reply,
+}
+
+impl Asked {
+    async fn answer<S: Service>(mut self, service: &S) {
+        match self.read().await {
+            Ok(read) => self.carry_out(service, read).await,
+            Err(Unread::Refuse(refusal)) => {
+                let _ = self.recv.stop(refusal.code.number().into());
+                let _ = self.reply.refuse(&refusal).await;
+            }
+            Err(Unread::Gone) => return,
+        }
+        let _ = self.reply.stream.finish();
+        // A drain closes the connection next: the answer must have arrived by then.
+        if self.shared.is_draining() {
+            let patience = self.shared.options.limits.hello;
+            let _ = timeout(patience, self.reply.stream.stopped()).await;
+        }
+    }
+
+    async fn carry_out<S: Service>(&mut self, service: &S, read: Read) {
+        let kind = read.request.kind().as_str();
+        metrics::counter!("larder_requests_total", "kind" => kind).increment(1);
+        let peer = self.peer.clone();
+        service
+            .serve(peer, read.request, read.body, &mut self.reply)
+            .await;
+        drop(read.room);
+        if !self.reply.answered {
+            let refusal = Refusal::new(Code::Internal, format!("{kind} was not answered"));
+            let _ = self.reply.refuse(&refusal).await;
+        }
+    }
+
+    /// Reads a whole request. Nothing is read, nor any memory taken, beyond what the asker's
+    /// role allows.
+    async fn read(&mut self) -> Result<Read, Unread> {
+        let role = self.peer.uri.role();
+        let floor = self.shared.options.limits.floor;
+        let first_byte = Instant::now() + floor.grace;
+        let (tag, len) =
+            read_prefix(&mut self.recv, max_header_len(role), first_byte, floor).await?;
+        let header_room = self.room(len).await?;
+        let header = read_bytes(&mut self.recv, len, Instant::now(), floor).await?;
+        let request = Request::from_frame(tag, &header).map_err(ReadFail::Frame)?;
+        if request.kind() == Kind::Hello {
+            return Err(
+                Refusal::new(Code::BadFrame, "hello comes once, on the first stream").into(),
+            );
+        }
+        role::check(request.kind(), role)?;
+
+        let len = self.body_len(&request)?;
+        let body_room = self.room(len).await?;
+        let body = read_bytes(&mut self.recv, len, Instant::now(), floor).await?;
+        if peek_end(&mut self.recv) == Follows::Bytes {
+            return Err(Refusal::new(Code::BadFrame, "bytes follow the request").into());
+        }
+        Ok(Read {
+            request,
+            body,
+            room: [header_room, body_room],
+        })
+    }
+
+    /// Waits for memory; small requests need none of the common share.
+    async fn room(&self, len: usize) -> Result<Option<OwnedSemaphorePermit>, Unread> {
+        if len <= SMALL_REQUEST_LEN {
+            return Ok(None);
+        }
+        let kib = u32::try_from(len.div_ceil(1_024)).unwrap_or(u32::MAX);
+        let room = self.shared.request_kib.clone().acquire_many_owned(kib);
+        match timeout(self.shared.options.limits.hello, room).await {
+            Ok(Ok(room)) => Ok(Some(room)),
+            Ok(Err(_)) | Err(_) => {
+                Err(Refusal::new(Code::Busy, "no memory for this request").into())
+            }
+        }
+    }
+
+    fn body_len(&self, request: &Request) -> Result<usize, Refusal> {
+        let (len, max) = (request.body_len(), self.shared.options.max_spec_len);
+        let allowed = usize::try_from(len).ok().filter(|_| len <= max);
+        allowed.ok_or_else(|| {
+            let message = format!("a body of {len} bytes, this node takes at most {max}");
+            Refusal::new(Code::TooLarge, message)
+        })
+    }
+}
+
+/// Only a publisher has something long to say.
+const fn max_header_len(role: Role) -> usize {
+    match role {
+        Role::Publisher => MAX_FRAME_LEN as usize,
+        Role::Coordinator | Role::Worker | Role::Reader => MAX_SMALL_HEADER_LEN,
+    }
+}
+
+/// A request that was read whole.
+struct Read {
+    request: Request,
+    body: Bytes,
+    room: [Option<OwnedSemaphorePermit>; 2],
+}
+
+/// Why a request was not read.
+enum Unread {
+    /// The asker is told.
+    Refuse(Refusal),
+    /// There is nobody to tell.
+    Gone,
+}
+
+impl From<Refusal> for Unread {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refuse(refusal)
+    }
+}
+
+impl From<ReadFail> for Unread {
+    fn from(fail: ReadFail) -> Self {
+        let (word, refusal) = match fail {
+            ReadFail::Frame(error @ FrameError::TooLong { .. }) => {
+                ("too-long", Refusal::new(Code::TooLarge, error.to_string()))
+            }
+            ReadFail::Frame(error) => ("frame", Refusal::new(Code::BadFrame, error.to_string())),
+            ReadFail::End => (
+                "empty",
+                Refusal::new(Code::BadFrame, "a stream without a request"),
+            ),
+            ReadFail::Short => (
+                "short",
+                Refusal::new(Code::BadFrame, "the request is cut short"),
+            ),
+            ReadFail::Silent | ReadFail::Slow { .. } => (
+                "slow",
+                Refusal::new(Code::Busy, "the request came too slowly"),
+            ),
+            ReadFail::Gone(_) => return Self::Gone,
+        };
+        metrics::counter!("larder_bad_requests_total", "reason" => word).increment(1);
+        Self::Refuse(refusal)
+    }
+}

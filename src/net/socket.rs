@@ -1,0 +1,98 @@
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::BindError;
+use crate::trust::is_throwaway;
+
+/// Asked for in each direction: with the kernel's default a swarm of 200 workers lost enough
+/// packets to take twice as long.
+const BUFFER_LEN: usize = 4 << 20;
+
+/// Granted less than this, a hint is logged.
+const BUFFER_LEN_POOR: usize = 1 << 20;
+
+/// Whether a node of `cluster` may bind `addr`: the certificates that come with the source code
+/// are for loopback only, since everyone has their keys.
+///
+/// # Errors
+/// [`BindError::Throwaway`].
+pub fn check_bind(addr: SocketAddr, cluster: &str) -> Result<(), BindError> {
+    if is_throwaway(cluster) && !addr.ip().to_canonical().is_loopback() {
+        let cluster = cluster.to_owned();
+        return Err(BindError::Throwaway { addr, cluster });
+    }
+    Ok(())
+}
+
+pub(super) fn bind(addr: SocketAddr) -> Result<UdpSocket, BindError> {
+    open(addr).map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => BindError::InUse { addr, source },
+        _ => BindError::Io { addr, source },
+    })
+}
+
+fn open(addr: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // The kernel grants what its limits allow; that is no error.
+    socket.set_recv_buffer_size(BUFFER_LEN)?;
+    socket.set_send_buffer_size(BUFFER_LEN)?;
+    socket.bind(&addr.into())?;
+    let (receive, send) = (socket.recv_buffer_size()?, socket.send_buffer_size()?);
+    // Linux reports twice what it grants.
+    if receive.min(send) / 2 < BUFFER_LEN_POOR {
+        let hint = "raise net.core.rmem_max and net.core.wmem_max to 4194304";
+        tracing::warn!(
+            receive,
+            send,
+            hint,
+            "small socket buffers: bursts will lose packets"
+        );
+    } else {
+        tracing::debug!(receive, send, "socket buffers");
+    }
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::THROWAWAY_CLUSTER;
+
+    #[test]
+    fn throwaway_certificates_bind_loopback_only() {
+        for addr in [
+            "127.0.0.1:0",
+            "127.9.9.9:1",
+            "[::1]:0",
+            "[::ffff:127.0.0.1]:0",
+        ] {
+            let addr = addr.parse().expect("an address");
+            assert!(check_bind(addr, THROWAWAY_CLUSTER).is_ok(), "{addr}");
+        }
+        for addr in [
+            "0.0.0.0:0",
+            "[::]:0",
+            "192.0.2.1:4321",
+            "[::ffff:10.0.0.1]:0",
+        ] {
+            let addr = addr.parse().expect("an address");
+            assert!(check_bind(addr, "prod.example").is_ok(), "{addr}");
+            let error = check_bind(addr, THROWAWAY_CLUSTER).expect_err("refused");
+            assert!(error.to_string().contains("loopback"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_port_in_use_is_named() {
+        let first = bind("127.0.0.1:0".parse().expect("an address")).expect("bind");
+        let addr = first.local_addr().expect("bound");
+        let error = bind(addr).expect_err("in use");
+        assert!(matches!(error, BindError::InUse { .. }));
+        assert!(error.to_string().contains(&addr.to_string()), "{error}");
+    }
+}

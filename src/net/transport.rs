@@ -1,0 +1,103 @@
+//! Numbers of the QUIC transport, with their reasons.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{IdleTimeout, TransportConfig, VarInt};
+use quinn_proto::HashedConnectionIdGenerator;
+use quinn_proto::crypto::HmacKey;
+
+use crate::proto::limit::MAX_STREAMS;
+
+/// A link that is cut for less than this goes on as if nothing had happened.
+const IDLE_TIMEOUT_MS: u32 = 60_000;
+
+/// Sent by the side that dialled: often enough for NATs that forget a mapping after 30 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// quinn's own 333 ms would make the first retransmission wait for a second.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+
+/// What one stream may send unread: a spec of usual length in one round trip.
+const STREAM_WINDOW: u32 = 1 << 20;
+
+/// What one connection may send unread to the side that asks: many bodies at once.
+const ASKER_WINDOW: u32 = 8 << 20;
+
+/// The same to the side that answers: requests are small, and there may be 12,000 connections.
+const ANSWERER_WINDOW: u32 = 2 << 20;
+
+/// For the side that is dialled.
+pub(super) fn listener() -> Arc<TransportConfig> {
+    let mut config = base();
+    config
+        .max_concurrent_bidi_streams(MAX_STREAMS.into())
+        .receive_window(ANSWERER_WINDOW.into())
+        .send_window(ASKER_WINDOW.into());
+    Arc::new(config)
+}
+
+/// For the side that dials; nobody opens a stream to it.
+pub(super) fn dialler() -> Arc<TransportConfig> {
+    let mut config = base();
+    config
+        .max_concurrent_bidi_streams(0_u8.into())
+        .receive_window(ASKER_WINDOW.into())
+        .send_window(ANSWERER_WINDOW.into())
+        .keep_alive_interval(Some(KEEP_ALIVE));
+    Arc::new(config)
+}
+
+fn base() -> TransportConfig {
+    let mut config = TransportConfig::default();
+    config
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
+        .initial_rtt(INITIAL_RTT)
+        .stream_receive_window(STREAM_WINDOW.into())
+        .max_concurrent_uni_streams(0_u8.into())
+        .datagram_receive_buffer_size(None);
+    config
+}
+
+/// Makes a restarted node recognisable: with the same key it answers packets of connections
+/// that it no longer knows with a reset that their peers believe, and those notice at once
+/// instead of after the idle timeout. Both the tokens and the connection ids must come from it.
+pub(super) fn endpoint(reset_key: &[u8; 32]) -> quinn::EndpointConfig {
+    let hmac = ResetKey(blake3::derive_key(
+        "larder 2026 stateless reset tokens",
+        reset_key,
+    ));
+    let cid = blake3::derive_key("larder 2026 connection ids", reset_key);
+    let (cid, _) = cid.split_first_chunk().expect("32 bytes begin with 8");
+    let cid = u64::from_be_bytes(*cid);
+    let mut config = quinn::EndpointConfig::new(Arc::new(hmac));
+    config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid)));
+    config
+}
+
+/// Keyed BLAKE3 as the MAC of reset tokens.
+struct ResetKey([u8; 32]);
+
+impl HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], out: &mut [u8]) {
+        let mac = blake3::keyed_hash(&self.0, data);
+        out.copy_from_slice(mac.as_bytes());
+    }
+
+    fn signature_len(&self) -> usize {
+        32
+    }
+
+    fn verify(
+        &self,
+        data: &[u8],
+        signature: &[u8],
+    ) -> Result<(), quinn_proto::crypto::CryptoError> {
+        // `Hash` compares in constant time.
+        let mac = blake3::keyed_hash(&self.0, data);
+        match <&[u8; 32]>::try_from(signature) {
+            Ok(claimed) if mac == *claimed => Ok(()),
+            _ => Err(quinn_proto::crypto::CryptoError),
+        }
+    }
+}
