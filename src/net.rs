@@ -13,6 +13,7 @@
 
 mod endpoint;
 mod error;
+mod exchange;
 mod frame;
 mod link;
 mod live;
@@ -25,7 +26,8 @@ use std::time::Duration;
 
 pub use self::endpoint::{Endpoint, EndpointOptions, Limits};
 pub use self::error::{BindError, DialFailure, LinkError};
-pub use self::link::{Exchange, Link, Patience, Timing, Wanted};
+pub use self::exchange::{Exchange, Patience, Timing};
+pub use self::link::{Link, Wanted};
 pub use self::runtime::Runtime;
 pub use self::serve::{Gone, Peer, Reply, Service};
 pub use self::socket::check_bind;

@@ -91,7 +91,7 @@ impl Identity {
         self.0.current.load_full()
     }
 
-    /// Reads the files again and returns whether anything changed.
+    /// Reads the files again and returns whether anything changed. Blocks on the disk.
     ///
     /// # Errors
     /// [`IdentityError`]; what was in force stays in force.

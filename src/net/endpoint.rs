@@ -3,6 +3,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::pki_types::UnixTime;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -12,6 +13,7 @@ use super::serve::{self, Service};
 use super::{BindError, Floor, check_bind, socket, transport};
 use crate::proto::code::CloseCode;
 use crate::proto::limit;
+use crate::spec::MAX_SPEC_LEN;
 use crate::trust::{self, Identity};
 
 /// Peers are checked against the clock this often: certificates expire without a reload.
@@ -30,7 +32,7 @@ pub struct EndpointOptions {
     pub reset_key: [u8; 32],
     /// Program and version, as told to peers.
     pub agent: String,
-    /// Largest spec in bytes that this node takes; default 1 MiB, at most 16 MiB.
+    /// Largest spec in bytes that this node takes; cut to [`MAX_SPEC_LEN`].
     pub max_spec_len: u64,
     /// Bounds.
     pub limits: Limits,
@@ -100,8 +102,9 @@ impl Endpoint {
         handle: &Handle,
         addr: SocketAddr,
         identity: Identity,
-        options: EndpointOptions,
+        mut options: EndpointOptions,
     ) -> Result<Self, BindError> {
+        options.max_spec_len = options.max_spec_len.min(MAX_SPEC_LEN);
         check_bind(addr, identity.uri().cluster())?;
         let fail = |source| BindError::Io { addr, source };
         let socket = socket::bind(addr)?;
@@ -220,6 +223,9 @@ async fn check_peers(shared: Weak<Shared>) {
         let Some(shared) = shared.upgrade() else {
             return;
         };
-        shared.live.check_again(&shared.identity).await;
+        shared
+            .live
+            .check_again(&shared.identity, UnixTime::now())
+            .await;
     }
 }

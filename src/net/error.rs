@@ -196,6 +196,11 @@ impl LinkError {
         }
     }
 
+    /// An answer that is well formed and does not belong to the question.
+    pub(super) const fn unexpected() -> Self {
+        Self::BadAnswer(FrameError::Value("an answer to another question"))
+    }
+
     /// Whether the peer broke the protocol, as opposed to being slow, away or unwilling.
     pub const fn is_peers_fault(&self) -> bool {
         matches!(

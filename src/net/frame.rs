@@ -3,6 +3,7 @@
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use quinn::{ReadError, RecvStream};
@@ -37,22 +38,22 @@ impl From<FrameError> for ReadFail {
     }
 }
 
-impl From<ReadFail> for LinkError {
-    fn from(fail: ReadFail) -> Self {
-        match fail {
-            ReadFail::End | ReadFail::Short => Self::Short,
-            ReadFail::Frame(error) => Self::BadAnswer(error),
-            ReadFail::Silent => Self::TimedOut {
-                what: "the first byte",
-                within: std::time::Duration::ZERO,
+impl ReadFail {
+    /// As an asker sees it, who waited `within` for the first byte.
+    pub(super) fn or_silent(self, within: Duration) -> LinkError {
+        match self {
+            Self::End | Self::Short | Self::Gone(ReadError::Reset(_)) => LinkError::Short,
+            Self::Frame(error) => LinkError::BadAnswer(error),
+            Self::Silent => LinkError::TimedOut {
+                what: "the first byte of an answer",
+                within,
             },
-            ReadFail::Slow { received, since } => Self::TooSlow {
+            Self::Slow { received, since } => LinkError::TooSlow {
                 received,
                 within: since.elapsed(),
             },
-            ReadFail::Gone(ReadError::ConnectionLost(error)) => error.into(),
-            ReadFail::Gone(ReadError::Reset(_)) => Self::Short,
-            ReadFail::Gone(error) => Self::Lost(error.to_string()),
+            Self::Gone(ReadError::ConnectionLost(error)) => error.into(),
+            Self::Gone(error) => LinkError::Lost(error.to_string()),
         }
     }
 }

@@ -6,18 +6,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{Connection, RecvStream, SendStream, WriteError};
+use quinn::{Connection, WriteError};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::Floor;
 use super::endpoint::{Endpoint, Shared};
 use super::error::{DialFailure, LinkError};
-use super::frame::{Follows, ReadFail, peek_end, read_bytes, read_frame};
+use super::exchange::{Exchange, Patience};
+use super::frame::{ReadFail, peek_end, read_frame};
 use super::live::close;
 use crate::identity::{NodeUri, Role};
 use crate::proto::code::CloseCode;
-use crate::proto::limit::{ANSWER_TIMEOUT, FIRST_BYTE_EXTRA, FIRST_BYTE_MIN, MAX_FRAME_LEN};
+use crate::proto::limit::MAX_FRAME_LEN;
 use crate::proto::wire::{Hello, Request, Response, Welcome, decode_answer};
 use crate::trust::Usage;
 
@@ -61,43 +61,6 @@ impl fmt::Display for Wanted {
     }
 }
 
-/// How long a call waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
-    /// The first byte of a frame may take this long at least,
-    pub first_byte: Duration,
-    /// or two round trips and this, if that is more.
-    pub beyond_rtts: Duration,
-    /// The slowest pace afterwards.
-    pub floor: Floor,
-    /// Whether to dial although the last dial failed a moment ago.
-    pub dial_now: bool,
-}
-
-impl Patience {
-    /// For the coordinator, which alone knows what is current.
-    pub fn coordinator() -> Self {
-        Self {
-            first_byte: ANSWER_TIMEOUT,
-            beyond_rtts: FIRST_BYTE_EXTRA,
-            floor: Floor::default(),
-            dial_now: false,
-        }
-    }
-
-    /// For a peer: there are others.
-    pub fn peer() -> Self {
-        Self {
-            first_byte: FIRST_BYTE_MIN,
-            ..Self::coordinator()
-        }
-    }
-
-    fn first_byte(&self, rtt: Duration) -> Duration {
-        self.first_byte.max(rtt * 2 + self.beyond_rtts)
-    }
-}
-
 /// An address to ask. Cheap to clone; the connection closes with the last clone.
 #[derive(Debug, Clone)]
 pub struct Link(Arc<Inner>);
@@ -113,10 +76,13 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     live: Option<Arc<Up>>,
-    dial: Option<watch::Receiver<Option<Result<Arc<Up>, LinkError>>>>,
+    dial: Option<watch::Receiver<Dialled>>,
     /// The last dial, if it failed.
     failed: Option<Failed>,
 }
+
+/// How a dial ended; `None` while it has not.
+type Dialled = Option<Result<Arc<Up>, LinkError>>;
 
 #[derive(Debug)]
 struct Failed {
@@ -128,9 +94,9 @@ struct Failed {
 
 /// A connection that has said hello.
 #[derive(Debug)]
-struct Up {
-    connection: Connection,
-    uri: NodeUri,
+pub(super) struct Up {
+    pub(super) connection: Connection,
+    pub(super) uri: NodeUri,
     welcome: Welcome,
 }
 
@@ -206,15 +172,7 @@ impl Link {
                 what: "the request was not taken",
                 within: allowed,
             })??;
-        Ok(Exchange {
-            up,
-            patience,
-            send,
-            recv,
-            sent,
-            first_byte: None,
-            unread: 0,
-        })
+        Ok(Exchange::new(up, patience, send, recv, sent))
     }
 
     async fn up(&self, dial_now: bool) -> Result<Arc<Up>, LinkError> {
@@ -305,7 +263,7 @@ impl Inner {
         self.state().up()
     }
 
-    async fn dial(self: Arc<Self>, done: watch::Sender<Option<Result<Arc<Up>, LinkError>>>) {
+    async fn dial(self: Arc<Self>, done: watch::Sender<Dialled>) {
         let within = self.endpoint.options.limits.dial;
         let deadline = Instant::now() + within;
         let result = match timeout_at(deadline, self.dial_any(deadline)).await {
@@ -386,7 +344,7 @@ impl Inner {
         let frame = read_frame(&mut recv, MAX_FRAME_LEN as usize, first_byte, limits.floor).await;
         let (tag, header) = frame.map_err(|fail| match fail {
             ReadFail::Gone(quinn::ReadError::ConnectionLost(error)) => self.not_connected(error),
-            fail => fail.into(),
+            fail => fail.or_silent(limits.dial),
         })?;
         peek_end(&mut recv);
         match decode_answer(tag, &header)? {
@@ -395,7 +353,7 @@ impl Inner {
                 uri,
                 welcome,
             }),
-            Ok(_) => Err(unexpected()),
+            Ok(_) => Err(LinkError::unexpected()),
             Err(refusal) => Err(LinkError::Refused(refusal)),
         }
     }
@@ -432,101 +390,6 @@ impl Drop for Inner {
 async fn forget_when_closed(shared: Arc<Shared>, connection: Connection) {
     connection.closed().await;
     shared.live.remove(&connection);
-}
-
-fn unexpected() -> LinkError {
-    use crate::proto::wire::FrameError;
-    LinkError::BadAnswer(FrameError::Value("an answer to another question"))
-}
-
-/// One request and its answer, read frame by frame. Dropped before its end, it stops the peer.
-#[derive(Debug)]
-pub struct Exchange {
-    up: Arc<Up>,
-    patience: Patience,
-    send: SendStream,
-    recv: RecvStream,
-    sent: Instant,
-    first_byte: Option<Duration>,
-    /// Bytes of an announced body that were not asked for.
-    unread: u64,
-}
-
-/// How quick an answer was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timing {
-    /// From before the request was sent until the first frame had come; `None` before that.
-    pub first_frame: Option<Duration>,
-    /// Round trip time of the connection.
-    pub rtt: Duration,
-}
-
-impl Exchange {
-    /// The next frame of the answer.
-    ///
-    /// # Errors
-    /// [`LinkError::Refused`] when the peer says no, [`LinkError::Short`] when the answer has
-    /// ended, [`LinkError::TimedOut`] and [`LinkError::TooSlow`], [`LinkError::BadAnswer`] for
-    /// what is no frame or when the body before was left unread, and what closes connections.
-    pub async fn next(&mut self) -> Result<Response, LinkError> {
-        if self.unread > 0 {
-            return Err(unexpected());
-        }
-        let within = self.patience.first_byte(self.up.connection.rtt());
-        let max_len = MAX_FRAME_LEN as usize;
-        let floor = self.patience.floor;
-        let frame = read_frame(&mut self.recv, max_len, Instant::now() + within, floor).await;
-        let (tag, header) = frame.map_err(|fail| match fail {
-            ReadFail::Silent => LinkError::TimedOut {
-                what: "the first byte of an answer",
-                within,
-            },
-            fail => fail.into(),
-        })?;
-        self.first_byte.get_or_insert_with(|| self.sent.elapsed());
-        let response = decode_answer(tag, &header)?.map_err(LinkError::Refused)?;
-        self.unread = response.body_len();
-        Ok(response)
-    }
-
-    /// The body that the frame before announced, of exactly its length.
-    ///
-    /// # Errors
-    /// [`LinkError::TooLong`] above `max`, before anything is read; and as
-    /// [`next`](Self::next).
-    pub async fn body(&mut self, max: u64) -> Result<Bytes, LinkError> {
-        let len = self.unread;
-        let Some(small) = usize::try_from(len).ok().filter(|_| len <= max) else {
-            return Err(LinkError::TooLong { len, max });
-        };
-        let since = Instant::now();
-        let body = read_bytes(&mut self.recv, small, since, self.patience.floor).await?;
-        self.unread = 0;
-        Ok(body)
-    }
-
-    /// How quick the answer was so far.
-    pub fn timing(&self) -> Timing {
-        Timing {
-            first_frame: self.first_byte,
-            rtt: self.up.connection.rtt(),
-        }
-    }
-
-    /// Who answers.
-    pub fn peer(&self) -> &NodeUri {
-        &self.up.uri
-    }
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        // quinn would stop a stream that has ended, with a packet that nobody needs.
-        if peek_end(&mut self.recv) != Follows::Nothing {
-            let _ = self.recv.stop(CloseCode::Done.number().into());
-            let _ = self.send.reset(CloseCode::Done.number().into());
-        }
-    }
 }
 
 #[cfg(test)]

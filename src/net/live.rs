@@ -61,17 +61,20 @@ impl LiveConnections {
     }
 
     /// Checks every peer again and closes what no longer passes; returns how many.
-    pub(super) async fn check_again(&self, identity: &Identity) -> usize {
+    pub(super) async fn check_again(&self, identity: &Identity, now: UnixTime) -> usize {
         let ids: Vec<usize> = self.lock().keys().copied().collect();
         let mut closed = 0;
         for some in ids.chunks(CHECKED_AT_ONCE) {
-            closed += some.iter().filter(|id| self.fails(**id, identity)).count();
+            closed += some
+                .iter()
+                .filter(|id| self.fails(**id, identity, now))
+                .count();
             tokio::task::yield_now().await;
         }
         closed
     }
 
-    fn fails(&self, id: usize, identity: &Identity) -> bool {
+    fn fails(&self, id: usize, identity: &Identity, now: UnixTime) -> bool {
         // Cloned, so that the lock is not held while signatures are checked.
         let entry = self.lock().get(&id).cloned();
         let Some(Entry {
@@ -83,7 +86,7 @@ impl LiveConnections {
             return false;
         };
         let trust = identity.current();
-        let Err(reason) = trust.trust().check(&chain, usage, UnixTime::now()) else {
+        let Err(reason) = trust.trust().check(&chain, usage, now) else {
             return false;
         };
         let addr = connection.remote_address();

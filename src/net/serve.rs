@@ -57,7 +57,7 @@ pub trait Service: Send + Sync + 'static {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// What its certificate says.
-    pub uri: NodeUri,
+    pub uri: Arc<NodeUri>,
     /// Where its packets come from now.
     pub addr: SocketAddr,
 }
@@ -147,6 +147,7 @@ impl Reply {
 
 /// Accepts connections until the endpoint closes.
 pub(super) async fn accept<S: Service>(shared: Arc<Shared>, service: Arc<S>) {
+    let limits = shared.options.limits;
     while let Some(incoming) = shared.quinn.accept().await {
         let permit = shared.connections.clone().try_acquire_owned();
         let Some(permit) = permit.ok().filter(|_| !shared.is_draining()) else {
@@ -154,6 +155,13 @@ pub(super) async fn accept<S: Service>(shared: Arc<Shared>, service: Arc<S>) {
             incoming.refuse();
             continue;
         };
+        // Half full: an address must now prove that packets to it arrive, so that made-up ones
+        // take no room.
+        let crowded = shared.connections.available_permits() * 2 < limits.max_connections;
+        if crowded && !incoming.remote_address_validated() && incoming.may_retry() {
+            let _ = incoming.retry();
+            continue;
+        }
         tokio::spawn(connection(
             shared.clone(),
             service.clone(),
@@ -188,6 +196,7 @@ async fn connection<S: Service>(
         .add(&connection, Usage::Dialler, &shared.identity)
     {
         Ok(uri) => {
+            let uri = Arc::new(uri);
             metrics::gauge!("larder_connections").increment(1);
             serve_connection(&shared, &service, &connection, &uri).await;
             metrics::gauge!("larder_connections").decrement(1);
@@ -202,7 +211,7 @@ async fn serve_connection<S: Service>(
     shared: &Arc<Shared>,
     service: &Arc<S>,
     connection: &Connection,
-    uri: &NodeUri,
+    uri: &Arc<NodeUri>,
 ) {
     let hello = hello(shared, &**service, connection);
     match timeout(shared.options.limits.hello, hello).await {

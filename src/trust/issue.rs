@@ -107,7 +107,7 @@ pub fn init(dir: &Path, cluster: &str) -> Result<Initialised, IssueError> {
 ///
 /// # Errors
 /// [`IssueError::Exists`] when the node has one already and `force` is not set, and every other
-/// [`IssueError`].
+/// [`IssueError`]; after [`IssueError::Unusable`] and [`IssueError::Refused`] the files are there.
 pub fn issue(dir: &Path, order: &Order) -> Result<Issued, IssueError> {
     let authority = Authority::open(dir)?;
     let uri = NodeUri::new(&authority.trust.cluster, order.role, &order.name)

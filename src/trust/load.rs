@@ -280,7 +280,7 @@ fn check_mode(path: &Path, uri: &NodeUri, options: IdentityOptions) -> Result<()
 pub struct IdentityError {
     path: PathBuf,
     #[source]
-    problem: Problem,
+    problem: Box<Problem>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -319,7 +319,7 @@ impl IdentityError {
     fn new(path: &Path, problem: Problem) -> Self {
         Self {
             path: path.to_owned(),
-            problem,
+            problem: Box::new(problem),
         }
     }
 
@@ -335,7 +335,7 @@ impl IdentityError {
 
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
-        match &self.problem {
+        match &*self.problem {
             Problem::Read(error) if error.kind() == io::ErrorKind::NotFound => {
                 "`larder certs issue` writes a whole identity directory; name it with --identity"
             }

@@ -2,6 +2,8 @@
 
 use std::net::UdpSocket;
 
+use rustls::pki_types::UnixTime;
+
 use super::*;
 use crate::proto::code::{CloseCode, Code};
 use crate::proto::wire::List;
@@ -123,6 +125,28 @@ async fn revoking_whom_one_has_dialled_closes_the_link() {
     let error = status(&link).await.expect_err("refused");
     assert!(
         matches!(error, LinkError::PeerUntrusted(Untrusted::Revoked)),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_certificate_that_expires_closes_its_live_connection() {
+    let pair = Pair::new();
+    let link = pair.link();
+    let mut waiting = link
+        .call(&list(), Bytes::new(), patience())
+        .await
+        .expect("sent");
+    pair.node.entered.notified().await;
+    let shared = &pair.coordinator.0;
+    let now = UnixTime::now();
+    assert_eq!(shared.live.check_again(&shared.identity, now).await, 0);
+    let later = Duration::from_secs(now.as_secs() + 101 * 366 * 24 * 3600);
+    let later = UnixTime::since_unix_epoch(later);
+    assert_eq!(shared.live.check_again(&shared.identity, later).await, 1);
+    let error = waiting.next().await.expect_err("closed");
+    assert!(
+        matches!(error, LinkError::Closed(CloseCode::Revoked)),
         "{error:?}"
     );
 }

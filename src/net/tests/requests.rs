@@ -268,6 +268,17 @@ async fn connections_beyond_the_limit_are_refused_and_room_comes_back() {
 }
 
 #[tokio::test]
+async fn a_crowded_node_wants_addresses_to_prove_themselves_and_takes_them_then() {
+    let mut options = options();
+    options.limits.max_connections = 2;
+    let pair = Pair::with(options);
+    let (first, second) = (pair.link(), pair.link());
+    status(&first).await.expect("not crowded");
+    status(&second).await.expect("proved itself");
+    assert_eq!(pair.coordinator.connections(), 2);
+}
+
+#[tokio::test]
 async fn waiting_requests_beyond_the_limit_are_answered_in_turn() {
     let mut options = options();
     options.limits.max_requests = 1;

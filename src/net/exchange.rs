@@ -1,0 +1,155 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{RecvStream, SendStream};
+use tokio::time::Instant;
+
+use super::frame::{Follows, peek_end, read_bytes, read_frame};
+use super::link::Up;
+use super::{Floor, LinkError};
+use crate::identity::NodeUri;
+use crate::proto::code::CloseCode;
+use crate::proto::limit::{ANSWER_TIMEOUT, FIRST_BYTE_EXTRA, FIRST_BYTE_MIN, MAX_FRAME_LEN};
+use crate::proto::wire::{Response, decode_answer};
+
+/// How long a call waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// The first byte of a frame may take this long at least,
+    pub first_byte: Duration,
+    /// or two round trips and this, if that is more.
+    pub beyond_rtts: Duration,
+    /// The slowest pace afterwards.
+    pub floor: Floor,
+    /// Whether to dial although the last dial failed a moment ago.
+    pub dial_now: bool,
+}
+
+impl Patience {
+    /// For the coordinator, which alone knows what is current.
+    pub fn coordinator() -> Self {
+        Self {
+            first_byte: ANSWER_TIMEOUT,
+            beyond_rtts: FIRST_BYTE_EXTRA,
+            floor: Floor::default(),
+            dial_now: false,
+        }
+    }
+
+    /// For a peer: there are others.
+    pub fn peer() -> Self {
+        Self {
+            first_byte: FIRST_BYTE_MIN,
+            ..Self::coordinator()
+        }
+    }
+
+    pub(super) fn first_byte(&self, rtt: Duration) -> Duration {
+        self.first_byte.max(rtt * 2 + self.beyond_rtts)
+    }
+}
+
+/// One request and its answer, read frame by frame. Dropped before its end, it stops the peer.
+#[derive(Debug)]
+pub struct Exchange {
+    up: Arc<Up>,
+    patience: Patience,
+    send: SendStream,
+    recv: RecvStream,
+    sent: Instant,
+    first_frame: Option<Duration>,
+    /// Bytes of an announced body that were not asked for.
+    unread: u64,
+}
+
+/// How quick an answer was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// From before the request was sent until the first frame had come; `None` before that.
+    pub first_frame: Option<Duration>,
+    /// Round trip time of the connection.
+    pub rtt: Duration,
+}
+
+impl Exchange {
+    pub(super) fn new(
+        up: Arc<Up>,
+        patience: Patience,
+        send: SendStream,
+        recv: RecvStream,
+        sent: Instant,
+    ) -> Self {
+        Self {
+            up,
+            patience,
+            send,
+            recv,
+            sent,
+            first_frame: None,
+            unread: 0,
+        }
+    }
+
+    /// The next frame of the answer.
+    ///
+    /// # Errors
+    /// [`LinkError::Refused`] when the peer says no, [`LinkError::Short`] when the answer has
+    /// ended, [`LinkError::TimedOut`] and [`LinkError::TooSlow`], [`LinkError::BadAnswer`] for
+    /// what is no frame or when the body before was left unread, and what closes connections.
+    pub async fn next(&mut self) -> Result<Response, LinkError> {
+        if self.unread > 0 {
+            return Err(LinkError::unexpected());
+        }
+        let within = self.patience.first_byte(self.up.connection.rtt());
+        let max_len = MAX_FRAME_LEN as usize;
+        let floor = self.patience.floor;
+        let frame = read_frame(&mut self.recv, max_len, Instant::now() + within, floor).await;
+        let (tag, header) = frame.map_err(|fail| fail.or_silent(within))?;
+        self.first_frame.get_or_insert_with(|| self.sent.elapsed());
+        let response = decode_answer(tag, &header)?.map_err(LinkError::Refused)?;
+        self.unread = response.body_len();
+        Ok(response)
+    }
+
+    /// The body that the frame before announced, of exactly its length.
+    ///
+    /// # Errors
+    /// [`LinkError::TooLong`] above `max`, before anything is read; and as
+    /// [`next`](Self::next).
+    pub async fn body(&mut self, max: u64) -> Result<Bytes, LinkError> {
+        let len = self.unread;
+        let Some(small) = usize::try_from(len).ok().filter(|_| len <= max) else {
+            return Err(LinkError::TooLong { len, max });
+        };
+        let since = Instant::now();
+        let body = read_bytes(&mut self.recv, small, since, self.patience.floor)
+            .await
+            .map_err(|fail| fail.or_silent(self.patience.first_byte))?;
+        self.unread = 0;
+        Ok(body)
+    }
+
+    /// How quick the answer was so far.
+    pub fn timing(&self) -> Timing {
+        Timing {
+            first_frame: self.first_frame,
+            rtt: self.up.connection.rtt(),
+        }
+    }
+
+    /// Who answers.
+    pub fn peer(&self) -> &NodeUri {
+        &self.up.uri
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        // quinn would stop a stream that has ended, with a packet that nobody needs.
+        if peek_end(&mut self.recv) != Follows::Nothing {
+            let _ = self.recv.stop(CloseCode::Done.number().into());
+            let _ = self.send.reset(CloseCode::Done.number().into());
+        }
+    }
+}
