@@ -406,6 +406,25 @@ mod tests {
     }
 
     #[test]
+    fn after_a_failed_dial_calls_fail_fast_until_the_backoff_is_over() {
+        let mut state = State::default();
+        assert!(state.may_dial(false).is_ok());
+        state.record(&Err(LinkError::OtherVersion));
+        for dial_now in [false, true] {
+            let error = state.may_dial(dial_now).expect_err("too soon");
+            assert!(matches!(error, LinkError::OtherVersion), "{error:?}");
+        }
+        let failed = state.failed.as_mut().expect("recorded");
+        // As if it had failed for the tenth time, a while ago.
+        failed.at -= FORCED_DIAL_EVERY;
+        failed.again = failed.at + MAX_BACKOFF;
+        assert!(state.may_dial(false).is_err());
+        assert!(state.may_dial(true).is_ok(), "who cannot wait may dial");
+        state.failed.as_mut().expect("recorded").again = Instant::now();
+        assert!(state.may_dial(false).is_ok());
+    }
+
+    #[test]
     fn roles_are_expected_as_the_address_says() {
         let accepted = |wanted: Wanted| Role::ALL.map(|role| wanted.accepts(role));
         assert_eq!(accepted(Wanted::Coordinator), [true, false, false, false]);

@@ -42,14 +42,6 @@ fn patience() -> Patience {
     }
 }
 
-fn impatience() -> Patience {
-    Patience {
-        first_byte: Duration::from_millis(200),
-        floor: QUICK,
-        ..patience()
-    }
-}
-
 /// The throw-away identities, in a directory of their own.
 struct Certs(TempDir);
 

@@ -73,8 +73,12 @@ fn blob(len: u64, bytes: &[u8]) -> Vec<u8> {
 }
 
 async fn fetch(peer: &BadPeer) -> Result<Bytes, LinkError> {
+    fetch_with(peer, patience()).await
+}
+
+async fn fetch_with(peer: &BadPeer, patience: Patience) -> Result<Bytes, LinkError> {
     let request = get_blob(1);
-    let mut exchange = peer.link.call(&request, Bytes::new(), impatience()).await?;
+    let mut exchange = peer.link.call(&request, Bytes::new(), patience).await?;
     exchange.next().await?;
     exchange.body(MAX_SPEC_LEN).await
 }
@@ -146,7 +150,11 @@ async fn a_body_that_claims_too_much_is_not_read() {
 #[tokio::test]
 async fn silence_ends_at_the_deadline_of_the_first_byte() {
     let mut peer = bad_peer(Vec::new(), Then::Hold);
-    let error = fetch(&peer).await.expect_err("silence");
+    let patience = Patience {
+        first_byte: Duration::from_millis(100),
+        ..patience()
+    };
+    let error = fetch_with(&peer, patience).await.expect_err("silence");
     assert!(matches!(error, LinkError::TimedOut { .. }), "{error:?}");
     (&mut peer.stopped).await.expect("the peer was stopped");
 }
@@ -155,7 +163,11 @@ async fn silence_ends_at_the_deadline_of_the_first_byte() {
 async fn a_drip_is_slower_than_the_floor() {
     for bytes in [blob(MAX_SPEC_LEN, b"1"), blob(10, b"")[..3].to_vec()] {
         let peer = bad_peer(bytes, Then::Hold);
-        let error = fetch(&peer).await.expect_err("too slow");
+        let patience = Patience {
+            floor: QUICK,
+            ..patience()
+        };
+        let error = fetch_with(&peer, patience).await.expect_err("too slow");
         assert!(matches!(error, LinkError::TooSlow { .. }), "{error:?}");
     }
 }
