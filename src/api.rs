@@ -4,6 +4,11 @@
 //! the local socket, and over QUIC. The command line is written against the trait, so a command
 //! behaves the same with and without a daemon beside it.
 
+#[cfg(test)]
+pub(crate) mod conformance;
+#[cfg(test)]
+pub(crate) mod shelf;
+
 use std::future::Future;
 use std::pin::Pin;
 
