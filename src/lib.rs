@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod api;
+pub mod bridge;
 pub mod catalog;
 mod codec;
 pub mod identity;

@@ -1,0 +1,3 @@
+//! Where definitions go once they are resolved: to engines and tools on the same machine.
+
+pub mod http;
