@@ -1,5 +1,7 @@
 //! A small [`Api`] to try the suite, and what carries it elsewhere, on.
 
+#![allow(clippy::result_large_err, reason = "it mirrors what the trait returns")]
+
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;

@@ -26,9 +26,13 @@
 //! answers only to loopback `Host` names, since any web page may make a browser send requests
 //! there.
 
-#![expect(
+#![allow(
     clippy::result_large_err,
-    reason = "a failure is rare and has crossed a socket: one form of it everywhere is worth more"
+    reason = "a failure is rare and crosses a socket: one form of it everywhere is worth more"
+)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the clock, tasks and sockets are disallowed in src/proto, this is a driver"
 )]
 
 mod backup;

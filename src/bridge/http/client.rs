@@ -55,7 +55,7 @@ const BAD_ANSWER: &str = "bad-answer";
 /// Each request is a connection of its own, so a daemon may restart between two of them.
 #[derive(Debug, Clone)]
 pub struct HttpClient {
-    path: PathBuf,
+    pub(super) path: PathBuf,
 }
 
 impl HttpClient {
