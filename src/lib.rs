@@ -5,6 +5,7 @@ pub mod api;
 pub mod bridge;
 pub mod catalog;
 mod codec;
+pub mod config;
 pub mod identity;
 pub mod net;
 pub mod proto;

@@ -1,0 +1,369 @@
+//! From options to checked configurations, in one fallible step each.
+//!
+//! A flag wins over an environment variable `LARDER_*`, that over a file, that over the default.
+//! Files are `/etc/larder/larder.yaml` and `~/.config/larder/larder.yaml` (the later one wins),
+//! or the one file that `--config` or `LARDER_CONFIG` names. An option at the top of a file holds
+//! for every role that knows it; the sections `coordinator:`, `worker:` and `client:` win over
+//! the top. Relative paths in a file start at the file's directory.
+//!
+//! An error names the option, its value, where the value came from, and what is allowed.
+
+pub mod default;
+mod error;
+mod field;
+mod layer;
+mod pick;
+mod value;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use self::error::ConfigError;
+pub use self::field::Field;
+pub use self::layer::{Options, Origin, Sources, Surroundings};
+use self::pick::Picker;
+pub use self::value::{Address, Invalid, duration};
+use crate::spec::MAX_SPEC_LEN;
+
+/// Most coordinator addresses: a name with several is tried one after the other, each for up to
+/// a dial's timeout.
+pub const MAX_COORDINATORS: usize = 16;
+
+/// Most configured peers; a fetch asks three.
+pub const MAX_PEERS: usize = 256;
+
+/// Smallest budget of a worker's store: one spec of the largest size, and room for its pages.
+pub const MIN_STORE_BUDGET: u64 = 32 << 20;
+
+/// Longest deadline of a read: whoever waits longer has given up.
+pub const MAX_DEADLINE: Duration = Duration::from_secs(3_600);
+
+/// What a configuration is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `larder coordinator`.
+    Coordinator,
+    /// `larder worker`.
+    Worker,
+    /// Every command that asks a node.
+    Client,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Coordinator, Self::Worker, Self::Client];
+
+    /// Its section in a file.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Coordinator => "coordinator",
+            Self::Worker => "worker",
+            Self::Client => "client",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The files that say who this node is and whom it trusts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityPaths {
+    /// Certificate, with its chain (`cert.pem`).
+    pub cert: PathBuf,
+    /// Private key (`key.pem`).
+    pub key: PathBuf,
+    /// Certificate authorities of the cluster (`ca.pem`).
+    pub ca: PathBuf,
+    /// Cluster, head keys, revoked nodes (`trust.yaml`).
+    pub trust: PathBuf,
+    /// The key that signs heads (`head.key`); only coordinators have one.
+    pub head_key: Option<PathBuf>,
+    /// Whether a key that its group can read is accepted. Default no.
+    pub allow_group_readable_key: bool,
+}
+
+/// Where a daemon keeps what it knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreChoice {
+    /// In this directory.
+    Directory(PathBuf),
+    /// Nowhere (`none`): a coordinator holds no catalog, a worker forgets when it ends.
+    None,
+}
+
+/// The local HTTP of a daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalConfig {
+    /// The Unix socket, mode 0600. Default `/run/larder/<role>.sock` for root, else in
+    /// `$XDG_RUNTIME_DIR/larder`, else in the state directory.
+    pub socket: PathBuf,
+    /// A group that may use the socket too, by name or number. Default nobody.
+    pub socket_group: Option<String>,
+    /// A loopback address that serves reads over TCP. Default none.
+    pub http: Option<SocketAddr>,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A filter such as `info` or `larder=debug,quinn=warn`. Default `info` for daemons, `warn`
+    /// for commands.
+    pub filter: String,
+    /// Default human.
+    pub format: LogFormat,
+}
+
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Configuration of `larder coordinator`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CoordinatorConfig {
+    /// Who this coordinator is.
+    pub identity: IdentityPaths,
+    /// Its local HTTP.
+    pub local: LocalConfig,
+    /// Its log.
+    pub log: LogConfig,
+    /// UDP address for QUIC. Default 127.0.0.1:7457: opening it to the network is a decision.
+    pub listen: SocketAddr,
+    /// The catalog's directory. Default `/var/lib/larder/coordinator` for root, else
+    /// `~/.local/state/larder/coordinator`.
+    pub store: StoreChoice,
+    /// Largest spec that it takes, 1 byte to 16 MiB. Default 1 MiB; more costs memory per
+    /// publish and per read.
+    pub max_spec_len: u64,
+    /// Start a new epoch: the operator says that going back was meant. Only a flag.
+    pub new_epoch: bool,
+}
+
+/// Configuration of `larder worker`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerConfig {
+    /// Who this worker is.
+    pub identity: IdentityPaths,
+    /// Its local HTTP.
+    pub local: LocalConfig,
+    /// Its log.
+    pub log: LogConfig,
+    /// UDP address for QUIC, where peers fetch. Default 127.0.0.1:7458.
+    pub listen: SocketAddr,
+    /// Addresses of the coordinator, 1 to 16. No default.
+    pub coordinators: Vec<Address>,
+    /// Workers to fetch bytes from, up to 256. Default none.
+    pub peers: Vec<Address>,
+    /// The cache's directory. Default `/var/lib/larder/worker` for root, else
+    /// `~/.local/state/larder/worker`.
+    pub store: StoreChoice,
+    /// Bytes of definitions that the store keeps, 32 MiB or more. Default 1 GiB; the directory
+    /// may take about three times as much.
+    pub store_budget: u64,
+    /// How long a read may take unless it says otherwise, up to 1 h. Default 10 s.
+    pub deadline: Duration,
+    /// Largest spec that it takes from others, 1 byte to 16 MiB. Default 1 MiB.
+    pub max_spec_len: u64,
+}
+
+/// Configuration of a command that asks a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientConfig {
+    /// The socket to use and no other. Default none: the usual ones are tried.
+    pub socket: Option<PathBuf>,
+    /// Where a worker's socket usually is, the user's own first.
+    pub worker_sockets: Vec<PathBuf>,
+    /// Where a coordinator's socket usually is, the user's own first.
+    pub coordinator_sockets: Vec<PathBuf>,
+    /// Addresses of the coordinator for QUIC, up to 16. Default none.
+    pub coordinators: Vec<Address>,
+    /// Who this client is, for QUIC; `None` when no identity directory was found.
+    pub identity: Option<IdentityPaths>,
+    /// Where identity directories were looked for.
+    pub identity_searched: Vec<PathBuf>,
+    /// How long a request may take, up to 1 h. Default 10 s.
+    pub deadline: Duration,
+    /// Largest spec that is published, 1 byte to 16 MiB. Default 1 MiB.
+    pub max_spec_len: u64,
+    /// The command's log.
+    pub log: LogConfig,
+}
+
+/// A configuration and how it came about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded<T> {
+    /// The checked values.
+    pub config: T,
+    /// Every option with its effective text and where that came from.
+    pub effective: Vec<Effective>,
+}
+
+/// The effective value of one option.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Effective {
+    /// Which.
+    pub field: Field,
+    /// Its texts; none when it is not set and has no default, several for a list.
+    pub values: Vec<String>,
+    /// Where they came from.
+    pub origin: Origin,
+}
+
+impl CoordinatorConfig {
+    /// Merges and checks.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first option that is wrong.
+    pub fn load(sources: &Sources) -> Result<Loaded<Self>, ConfigError> {
+        let mut pick = Picker::new(sources, Kind::Coordinator)?;
+        let config = Self {
+            listen: pick.or(
+                Field::Listen,
+                default::COORDINATOR_LISTEN,
+                value::socket_addr,
+            )?,
+            store: store(&mut pick)?,
+            max_spec_len: max_spec_len(&mut pick)?,
+            local: local(&mut pick)?,
+            identity: pick.identity()?,
+            log: log(&mut pick)?,
+            new_epoch: pick.or(Field::NewEpoch, "false", value::boolean)?,
+        };
+        Ok(pick.loaded(config))
+    }
+}
+
+impl WorkerConfig {
+    /// Merges and checks.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first option that is wrong.
+    pub fn load(sources: &Sources) -> Result<Loaded<Self>, ConfigError> {
+        let mut pick = Picker::new(sources, Kind::Worker)?;
+        let listen = pick.or(Field::Listen, default::WORKER_LISTEN, value::socket_addr)?;
+        let store = store(&mut pick)?;
+        let budget = move |text: &str| match value::bytes(text)? {
+            bytes if bytes >= MIN_STORE_BUDGET => Ok(bytes),
+            _ => Err(Invalid(format!(
+                "at least {} are needed",
+                value::show_bytes(MIN_STORE_BUDGET)
+            ))),
+        };
+        let store_budget = pick.or(Field::StoreBudget, default::STORE_BUDGET, budget)?;
+        let coordinators = pick.list(Field::Coordinators, MAX_COORDINATORS)?;
+        if coordinators.is_empty() {
+            return Err(ConfigError::NotSet {
+                field: Field::Coordinators,
+                hint: "a worker asks the coordinator what is current: `--coordinator HOST:7457`",
+            });
+        }
+        let config = Self {
+            listen,
+            store,
+            store_budget,
+            coordinators,
+            peers: pick.list(Field::Peers, MAX_PEERS)?,
+            deadline: deadline(&mut pick)?,
+            max_spec_len: max_spec_len(&mut pick)?,
+            local: local(&mut pick)?,
+            identity: pick.identity()?,
+            log: log(&mut pick)?,
+        };
+        Ok(pick.loaded(config))
+    }
+}
+
+impl ClientConfig {
+    /// Merges and checks.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first option that is wrong.
+    pub fn load(sources: &Sources) -> Result<Loaded<Self>, ConfigError> {
+        let mut pick = Picker::new(sources, Kind::Client)?;
+        let surroundings = &sources.surroundings;
+        let config = Self {
+            coordinators: pick.list(Field::Coordinators, MAX_COORDINATORS)?,
+            deadline: deadline(&mut pick)?,
+            max_spec_len: max_spec_len(&mut pick)?,
+            socket: pick.path(Field::Socket)?,
+            worker_sockets: default::sockets(surroundings, Kind::Worker),
+            coordinator_sockets: default::sockets(surroundings, Kind::Coordinator),
+            identity: pick.identity_if_any()?,
+            identity_searched: default::certs(surroundings, Kind::Client),
+            log: log(&mut pick)?,
+        };
+        Ok(pick.loaded(config))
+    }
+}
+
+fn store(pick: &mut Picker<'_>) -> Result<StoreChoice, ConfigError> {
+    let path = pick.path_or(Field::Store, default::store)?;
+    Ok(match path.as_os_str() == "none" {
+        true => StoreChoice::None,
+        false => StoreChoice::Directory(path),
+    })
+}
+
+fn local(pick: &mut Picker<'_>) -> Result<LocalConfig, ConfigError> {
+    let http = |text: &str| {
+        match value::socket_addr(text)? {
+        addr if addr.ip().is_loopback() => Ok(addr),
+        _ => Err(Invalid(
+            "local HTTP has no authentication and binds loopback only: 127.0.0.1:PORT or [::1]:PORT"
+                .into(),
+        )),
+    }
+    };
+    Ok(LocalConfig {
+        socket: pick.path_or(Field::Socket, default::socket)?,
+        socket_group: pick.optional(Field::SocketGroup, value::text)?,
+        http: pick.optional(Field::Http, http)?,
+    })
+}
+
+fn log(pick: &mut Picker<'_>) -> Result<LogConfig, ConfigError> {
+    let format = |text: &str| match text {
+        "human" => Ok(LogFormat::Human),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(Invalid("it is `human` or `json`".into())),
+    };
+    let filter = |text: &str| match tracing_subscriber::EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(Invalid(format!(
+            "{error}; a filter is a level or `target=level` with commas, such as `larder=debug,warn`"
+        ))),
+    };
+    Ok(LogConfig {
+        filter: pick.or(Field::Log, default::log(pick.kind()), filter)?,
+        format: pick.or(Field::LogFormat, default::LOG_FORMAT, format)?,
+    })
+}
+
+fn deadline(pick: &mut Picker<'_>) -> Result<Duration, ConfigError> {
+    let bounded = |text: &str| match duration(text)? {
+        deadline if !deadline.is_zero() && deadline <= MAX_DEADLINE => Ok(deadline),
+        _ => Err(Invalid("a deadline is between 1ms and 1h".into())),
+    };
+    pick.or(Field::Deadline, default::DEADLINE, bounded)
+}
+
+fn max_spec_len(pick: &mut Picker<'_>) -> Result<u64, ConfigError> {
+    let bounded = |text: &str| match value::bytes(text)? {
+        len if (1..=MAX_SPEC_LEN).contains(&len) => Ok(len),
+        _ => Err(Invalid("a spec has between 1 byte and 16MiB".into())),
+    };
+    pick.or(Field::MaxSpecLen, default::MAX_SPEC_LEN, bounded)
+}
+
+#[cfg(test)]
+mod tests;
