@@ -28,6 +28,9 @@
 //! At the coordinator nothing that was acknowledged. At a worker the last moments of the cache
 //! after a power cut: it asks again.
 
+pub mod file;
+pub mod journal;
+
 use std::fmt;
 
 use bytes::Bytes;

@@ -1,0 +1,270 @@
+//! The coordinator's truth: one append-only file of checked entries.
+//!
+//! An [`Entry`] is appended, and durable after the next [`sync`](Journal::sync). Each record also
+//! says up to which offset the file was durable when it was written. So an invalid record can be
+//! judged at the next start: if a valid record behind it says that it was durable, or if the view
+//! has applied it, then something that was acknowledged is **damaged** and the journal refuses to
+//! open; else it is the **torn tail** of a crash and is cut off.
+//!
+//! A [`rewrite`](Journal::rewrite) puts what is still needed into a new file of the next
+//! generation and renames it over the old one.
+//!
+//! The framing is specified in [`record`].
+
+mod error;
+mod reader;
+pub(crate) mod record;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+
+pub use self::error::{AppendError, DamageProof, JournalError, OpenError, ReadError, RewriteError};
+use self::error::{io_error, write_error};
+pub use self::reader::JournalReader;
+use self::record::{HEADER_LEN, Header, Place};
+use crate::catalog::Entry;
+use crate::store::file::{Disk, DiskFile};
+
+/// Name of the journal within its directory.
+pub(crate) const FILE: &str = "journal";
+
+/// Name of a journal that is being written; one that is found at start is a leftover.
+pub(crate) const NEW_FILE: &str = "journal.new";
+
+/// Where a record starts, or where the next one will.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Counts rewrites of the journal.
+    pub generation: u64,
+    /// Bytes from the start of the file.
+    pub offset: u64,
+}
+
+impl Position {
+    fn place(self) -> Place {
+        let Self { generation, offset } = self;
+        Place { generation, offset }
+    }
+}
+
+/// The one writer of a journal.
+#[derive(Debug)]
+pub struct Journal<D: Disk> {
+    disk: D,
+    reader: JournalReader<D::File>,
+    end: u64,
+    poisoned: bool,
+}
+
+/// What [`Journal::open`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenReport {
+    /// Entries that were visited.
+    pub entries: u64,
+    /// Bytes of a torn tail that were cut off.
+    pub torn_bytes: u64,
+}
+
+impl<D: Disk> Journal<D> {
+    /// Opens the journal on `disk`, or makes an empty one, and visits all entries in order.
+    ///
+    /// `applied` is up to where the view has applied the journal; it is believed only when it is
+    /// of this generation. What is visited is durable when this returns.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing on disk has changed then but leftovers.
+    pub fn open<E>(
+        disk: D,
+        applied: Option<Position>,
+        mut visit: impl FnMut(Position, Entry) -> Result<(), E>,
+    ) -> Result<(Self, OpenReport), OpenError<E>> {
+        disk.remove(NEW_FILE).map_err(io_error("clean up beside"))?;
+        let file = match disk.open(FILE).map_err(io_error("open"))? {
+            Some(file) => file,
+            None => create(&disk).map_err(io_error("create"))?,
+        };
+        let reader = JournalReader::new(file)?;
+        let file_len = reader.file().len().map_err(io_error("read"))?;
+        let (entries, end) = reader.visit_all(file_len, &mut visit)?;
+        reader.refuse_damage(end, file_len, applied)?;
+        if end < file_len {
+            let cut = reader.file().set_len(end);
+            cut.map_err(io_error("cut the torn tail off"))?;
+        }
+        // What a killed process wrote may be in the cache of the kernel only, its name as well.
+        let synced = reader.file().sync_data();
+        synced.map_err(io_error("sync"))?;
+        disk.sync_dir().map_err(io_error("sync the directory of"))?;
+        reader.set_durable_end(end);
+        let report = OpenReport {
+            entries,
+            torn_bytes: file_len - end,
+        };
+        let journal = Self {
+            disk,
+            reader,
+            end,
+            poisoned: false,
+        };
+        Ok((journal, report))
+    }
+
+    /// Appends an entry; it is durable after the next [`sync`](Self::sync).
+    ///
+    /// # Errors
+    /// [`AppendError`]; nothing changed then.
+    pub fn append(&mut self, entry: &Entry) -> Result<Position, AppendError> {
+        self.refuse_poison()?;
+        let position = self.end();
+        let record = encode(position, self.durable_end(), entry)?;
+        let file = self.reader.file();
+        if let Err(error) = file.write_all_at(&record, position.offset) {
+            if let Err(error) = file.set_len(position.offset) {
+                self.poisoned = true;
+                return Err(AppendError::Poisoned(Some(error)));
+            }
+            return Err(write_error(error));
+        }
+        self.end += record.len() as u64;
+        Ok(position)
+    }
+
+    /// Makes everything appended so far survive a power cut.
+    ///
+    /// # Errors
+    /// [`AppendError::Poisoned`] at the first failure and ever after: the kernel may have dropped
+    /// what it could not write, so to try again would prove nothing.
+    pub fn sync(&mut self) -> Result<(), AppendError> {
+        self.refuse_poison()?;
+        if let Err(error) = self.reader.file().sync_data() {
+            self.poisoned = true;
+            return Err(AppendError::Poisoned(Some(error)));
+        }
+        self.reader.set_durable_end(self.end);
+        Ok(())
+    }
+
+    /// Replaces the journal by one of the next generation that holds `entries`.
+    ///
+    /// `on_written` learns where each entry stands in the new file, which is in force only when
+    /// this returns `Ok`.
+    ///
+    /// # Errors
+    /// [`RewriteError`]; the old journal stays in force unless it is poisoned now.
+    pub fn rewrite<E>(
+        &mut self,
+        entries: impl IntoIterator<Item = Result<Entry, E>>,
+        on_written: impl FnMut(Position, &Entry),
+    ) -> Result<(), RewriteError<E>> {
+        self.refuse_poison()?;
+        let generation = self.generation() + 1;
+        let written = write_new(&self.disk, generation, entries, on_written).and_then(|new| {
+            let renamed = self.disk.rename(NEW_FILE, FILE);
+            renamed.map_err(write_error)?;
+            Ok(new)
+        });
+        let (file, header) = match written {
+            Ok(new) => new,
+            Err(error) => {
+                // It is cleaned up at the next start at the latest.
+                let _ = self.disk.remove(NEW_FILE);
+                return Err(error);
+            }
+        };
+        if let Err(error) = self.disk.sync_dir() {
+            // After a power cut either file may have the name, so neither can be appended to.
+            self.poisoned = true;
+            return Err(AppendError::Poisoned(Some(error)).into());
+        }
+        self.reader = JournalReader::of(file, header, header.sealed);
+        self.end = header.sealed;
+        Ok(())
+    }
+
+    /// A handle that reads this file from any thread, also after a rewrite replaced it.
+    pub fn reader(&self) -> JournalReader<D::File> {
+        self.reader.clone()
+    }
+
+    /// The entry at `position`, checked again.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn read(&self, position: Position) -> Result<Entry, ReadError> {
+        self.reader.read(position)
+    }
+
+    /// Where the next entry will stand.
+    pub fn end(&self) -> Position {
+        let generation = self.generation();
+        let offset = self.end;
+        Position { generation, offset }
+    }
+
+    /// Bytes of the file.
+    #[expect(clippy::len_without_is_empty, reason = "it always has a header")]
+    pub fn len(&self) -> u64 {
+        self.end
+    }
+
+    /// Counts rewrites.
+    pub fn generation(&self) -> u64 {
+        self.reader.generation()
+    }
+
+    /// Offset up to which the file survives a power cut.
+    pub fn durable_end(&self) -> u64 {
+        self.reader.durable_end()
+    }
+
+    fn refuse_poison(&self) -> Result<(), AppendError> {
+        match self.poisoned {
+            true => Err(AppendError::Poisoned(None)),
+            false => Ok(()),
+        }
+    }
+}
+
+/// The first journal of a store: written aside, so that a file with the name is always whole.
+fn create<D: Disk>(disk: &D) -> io::Result<D::File> {
+    let file = disk.create(NEW_FILE)?;
+    file.write_all_at(&Header::first().encode(), 0)?;
+    file.sync_data()?;
+    disk.rename(NEW_FILE, FILE)?;
+    disk.sync_dir()?;
+    Ok(file)
+}
+
+fn write_new<D: Disk, E>(
+    disk: &D,
+    generation: u64,
+    entries: impl IntoIterator<Item = Result<Entry, E>>,
+    mut on_written: impl FnMut(Position, &Entry),
+) -> Result<(D::File, Header), RewriteError<E>> {
+    let file = disk.create(NEW_FILE).map_err(write_error)?;
+    let mut offset = HEADER_LEN as u64;
+    for entry in entries {
+        let entry = entry.map_err(RewriteError::Entry)?;
+        let position = Position { generation, offset };
+        let record = encode(position, HEADER_LEN as u64, &entry)?;
+        file.write_all_at(&record, offset).map_err(write_error)?;
+        on_written(position, &entry);
+        offset += record.len() as u64;
+    }
+    let header = Header {
+        generation,
+        sealed: offset,
+    };
+    file.write_all_at(&header.encode(), 0)
+        .map_err(write_error)?;
+    file.sync_data().map_err(write_error)?;
+    Ok((file, header))
+}
+
+fn encode(position: Position, durable: u64, entry: &Entry) -> Result<Vec<u8>, AppendError> {
+    record::encode(position.place(), durable, entry).ok_or_else(|| AppendError::TooLong {
+        len: entry.encode().len(),
+    })
+}

@@ -1,0 +1,193 @@
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Position;
+use super::error::{DamageProof, JournalError, OpenError, ReadError, io_error};
+use super::record::{self, HEADER_LEN, Header, HeaderError, Place};
+use super::scan::{self, Behind};
+use crate::catalog::Entry;
+use crate::store::file::DiskFile;
+
+/// Reads one file of a journal from any thread; clones share it.
+#[derive(Debug)]
+pub struct JournalReader<F> {
+    open: Arc<OpenFile<F>>,
+}
+
+#[derive(Debug)]
+struct OpenFile<F> {
+    file: F,
+    header: Header,
+    /// Offset up to which the file survives a power cut.
+    durable: AtomicU64,
+}
+
+impl<F> Clone for JournalReader<F> {
+    fn clone(&self) -> Self {
+        let open = Arc::clone(&self.open);
+        Self { open }
+    }
+}
+
+impl<F: DiskFile> JournalReader<F> {
+    pub(super) fn new(file: F) -> Result<Self, JournalError> {
+        let damaged = JournalError::Damaged {
+            offset: 0,
+            proof: DamageProof::Header,
+        };
+        let mut header = [0; HEADER_LEN];
+        match file.read_exact_at(&mut header, 0) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(damaged),
+            read => read.map_err(io_error("read"))?,
+        }
+        let header = Header::decode(&header).map_err(|error| match error {
+            HeaderError::Damaged => damaged,
+            HeaderError::Newer(found) => JournalError::NewerFormat {
+                found,
+                known: record::FORMAT,
+            },
+        })?;
+        Ok(Self::of(file, header, HEADER_LEN as u64))
+    }
+
+    pub(super) fn of(file: F, header: Header, durable: u64) -> Self {
+        let durable = AtomicU64::new(durable);
+        let open = Arc::new(OpenFile {
+            file,
+            header,
+            durable,
+        });
+        Self { open }
+    }
+
+    /// The entry at `position`, checked again.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn read(&self, position: Position) -> Result<Entry, ReadError> {
+        let asked = position.generation;
+        let current = self.generation();
+        if asked != current {
+            return Err(ReadError::Generation { asked, current });
+        }
+        let (entry, _) = self.read_at(position.offset, self.open.file.len()?)?;
+        Ok(entry)
+    }
+
+    /// The durable entries at or after `from`, and for each the position behind it.
+    pub fn entries(
+        &self,
+        from: u64,
+    ) -> impl Iterator<Item = Result<(Position, Entry), ReadError>> + '_ {
+        let end = self.durable_end();
+        let generation = self.generation();
+        let mut offset = from.max(HEADER_LEN as u64);
+        std::iter::from_fn(move || {
+            if offset >= end {
+                return None;
+            }
+            let step = self.read_at(offset, end).map(|(entry, next)| {
+                offset = next;
+                (Position { generation, offset }, entry)
+            });
+            if step.is_err() {
+                offset = end;
+            }
+            Some(step)
+        })
+    }
+
+    /// Counts rewrites.
+    pub fn generation(&self) -> u64 {
+        self.open.header.generation
+    }
+
+    /// Offset up to which the file survives a power cut.
+    pub fn durable_end(&self) -> u64 {
+        self.open.durable.load(Ordering::Acquire)
+    }
+
+    /// Raw bytes, for a backup.
+    pub(crate) fn read_raw(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.open.file.read_exact_at(buf, offset)
+    }
+
+    pub(super) fn file(&self) -> &F {
+        &self.open.file
+    }
+
+    pub(super) fn set_durable_end(&self, end: u64) {
+        self.open.durable.store(end, Ordering::Release);
+    }
+
+    fn read_at(&self, offset: u64, file_len: u64) -> Result<(Entry, u64), ReadError> {
+        let place = self.place(offset);
+        let Some((prefix, bytes)) = scan::read_record(&self.open.file, place, file_len)? else {
+            return Err(ReadError::Damaged { offset });
+        };
+        let next = offset + bytes.len() as u64;
+        match record::entry_of(prefix, &bytes) {
+            Ok(entry) => Ok((entry, next)),
+            Err(source) => Err(ReadError::Unknown { offset, source }),
+        }
+    }
+
+    fn place(&self, offset: u64) -> Place {
+        let generation = self.generation();
+        Place { generation, offset }
+    }
+
+    /// Visits entries up to the first invalid record; says how many and where that is.
+    pub(super) fn visit_all<E>(
+        &self,
+        file_len: u64,
+        visit: &mut impl FnMut(Position, Entry) -> Result<(), E>,
+    ) -> Result<(u64, u64), OpenError<E>> {
+        let mut offset = HEADER_LEN as u64;
+        let mut entries = 0;
+        loop {
+            let (entry, next) = match self.read_at(offset, file_len) {
+                Ok(read) => read,
+                Err(ReadError::Damaged { .. } | ReadError::Generation { .. }) => {
+                    return Ok((entries, offset));
+                }
+                Err(ReadError::Unknown { offset, source }) => {
+                    return Err(JournalError::Unknown { offset, source }.into());
+                }
+                Err(ReadError::Io(error)) => return Err(io_error("read")(error).into()),
+            };
+            let generation = self.generation();
+            let visited = visit(Position { generation, offset }, entry);
+            visited.map_err(|source| OpenError::Visitor { offset, source })?;
+            offset = next;
+            entries += 1;
+        }
+    }
+
+    /// Whether what ends at `end` was once longer and durable.
+    pub(super) fn refuse_damage(
+        &self,
+        end: u64,
+        file_len: u64,
+        applied: Option<Position>,
+    ) -> Result<(), JournalError> {
+        let applied = applied
+            .filter(|applied| applied.generation == self.generation())
+            .map_or(0, |applied| applied.offset);
+        let sealed = self.open.header.sealed;
+        let proof = if sealed > end {
+            DamageProof::Sealed { sealed }
+        } else if applied > end {
+            DamageProof::Applied { applied }
+        } else {
+            let behind = scan::search(&self.open.file, self.place(end), file_len);
+            match behind.map_err(io_error("read"))? {
+                Behind::NoProof => return Ok(()),
+                Behind::Proof(witness) => DamageProof::LaterRecord { witness },
+                Behind::TooMuch => DamageProof::Unclear,
+            }
+        };
+        Err(JournalError::Damaged { offset: end, proof })
+    }
+}
