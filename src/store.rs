@@ -28,10 +28,18 @@
 //! At the coordinator nothing that was acknowledged. At a worker the last moments of the cache
 //! after a power cut: it asks again.
 
+pub mod blobs;
+#[cfg(test)]
+mod conformance;
+pub mod disk;
 pub mod file;
 pub mod journal;
+pub mod lock;
+pub mod memory;
+pub mod meta;
 
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -180,4 +188,12 @@ pub enum StoreError {
     /// A batch with more than [`MAX_BATCH`] operations.
     #[error("a batch of {0} operations, at most {MAX_BATCH} are allowed")]
     TooMany(usize),
+}
+
+/// Wall clock in milliseconds since 1970, for people.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
 }

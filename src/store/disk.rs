@@ -1,0 +1,372 @@
+//! The one file that names sled.
+//!
+//! sled 0.34 is fast and survives `kill -9`, but it does not promise what a database should, so
+//! this is how we use it:
+//!
+//! - Its `flush` does not fsync; [`sync`](Store::sync) does that itself. Values above about
+//!   128 KiB go to files of their own, which sled never syncs; `sync` does. What a power cut
+//!   takes between two syncs may be a page whose value is gone: an error or a miss, never
+//!   a panic and never wrong bytes, since readers hash them.
+//! - A `snap.*.generating` left by a crash makes every later open fail; it is removed first.
+//! - Opening damaged files can panic, so that is caught, here and in every other call.
+//! - Its own lock lingers for some milliseconds after a `kill -9`.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use sled::Transactional;
+use sled::transaction::{ConflictableTransactionError, TransactionError};
+
+use super::file::{is_full, sync_dir};
+use super::lock::make_dir;
+use super::{Batch, MAX_BATCH, Store, StoreError, Tree};
+
+/// How long to wait for the lock of a process that was killed a moment ago: 10 times what was
+/// seen. We hold our own lock by then, so nobody else is meant to have it.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+
+/// Pause between two tries within [`LOCK_WAIT`].
+const LOCK_RETRY: Duration = Duration::from_millis(50);
+
+/// How often sled writes on its own what was applied: what a killed worker may lose.
+const FLUSH_EVERY_MS: u64 = 500;
+
+/// A [`Store`] on disk.
+pub struct SledStore {
+    db: sled::Db,
+    /// In the order of [`Tree::ALL`].
+    trees: Vec<sled::Tree>,
+    dir: PathBuf,
+    /// Files of large values that are synced; they never change.
+    synced: Mutex<BTreeSet<OsString>>,
+}
+
+impl std::fmt::Debug for SledStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("SledStore").field(&self.dir).finish()
+    }
+}
+
+impl SledStore {
+    /// Opens the store in `dir`, or makes one. The caller holds the lock beside it.
+    ///
+    /// `cache_bytes` bounds what sled keeps in memory; left alone it would take 1 GiB.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when it is beyond repair and should be set aside; other errors
+    /// when the disk fails.
+    pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
+        make_dir(dir).map_err(io_error)?;
+        remove_snapshots(dir, |name| name.ends_with(".generating")).map_err(io_error)?;
+        match Self::open_locked(dir, cache_bytes) {
+            Err(StoreError::Damaged(first)) => {
+                tracing::warn!(dir = %dir.display(), error = %first, "opening without snapshots");
+                remove_snapshots(dir, |_| true).map_err(io_error)?;
+                Self::open_locked(dir, cache_bytes)
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_locked(dir: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
+        let give_up_at = Instant::now() + LOCK_WAIT;
+        loop {
+            match shielded(|| Self::open_once(dir, cache_bytes)) {
+                Err(error) if is_lock(&error) && Instant::now() < give_up_at => {
+                    std::thread::sleep(LOCK_RETRY);
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    fn open_once(dir: &Path, cache_bytes: u64) -> Result<Self, sled::Error> {
+        let db = sled::Config::new()
+            .path(dir)
+            .cache_capacity(cache_bytes)
+            .flush_every_ms(Some(FLUSH_EVERY_MS))
+            .open()?;
+        let trees = Tree::ALL
+            .iter()
+            .map(|tree| db.open_tree([tree.tag()]))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            db,
+            trees,
+            dir: dir.to_owned(),
+            synced: Mutex::default(),
+        })
+    }
+
+    fn tree(&self, tree: Tree) -> &sled::Tree {
+        let at = Tree::ALL.iter().position(|&other| other == tree);
+        &self.trees[at.expect("ALL holds every tree")]
+    }
+
+    fn sync_files(&self) -> io::Result<()> {
+        File::open(self.dir.join("db"))?.sync_all()?;
+        let large = self.dir.join("blobs");
+        let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut present = BTreeSet::new();
+        for entry in fs::read_dir(&large)? {
+            let entry = entry?;
+            if !synced.contains(&entry.file_name()) {
+                match File::open(entry.path()) {
+                    Ok(file) => file.sync_all()?,
+                    // sled removes what was replaced at any moment.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error),
+                }
+            }
+            present.insert(entry.file_name());
+        }
+        *synced = present;
+        sync_dir(&large)?;
+        sync_dir(&self.dir)
+    }
+}
+
+impl Store for SledStore {
+    fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let value = shielded(|| self.tree(tree).get(key))?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn apply(&self, batch: &Batch) -> Result<(), StoreError> {
+        if batch.ops.len() > MAX_BATCH {
+            return Err(StoreError::TooMany(batch.ops.len()));
+        }
+        let touched: BTreeSet<_> = batch.ops.iter().map(|(tree, ..)| *tree).collect();
+        if touched.is_empty() {
+            return Ok(());
+        }
+        let touched: Vec<_> = touched.into_iter().collect();
+        let trees: Vec<_> = touched.iter().map(|&tree| self.tree(tree)).collect();
+        shielded(|| {
+            let done = trees[..].transaction(|views| {
+                for (tree, key, value) in &batch.ops {
+                    let at = touched.binary_search(tree);
+                    let view = &views[at.expect("every tree of the batch is touched")];
+                    match value {
+                        Some(value) => view.insert(&key[..], &value[..])?,
+                        None => view.remove(&key[..])?,
+                    };
+                }
+                Ok::<_, ConflictableTransactionError<()>>(())
+            });
+            done.map_err(|error| match error {
+                TransactionError::Storage(error) => error,
+                TransactionError::Abort(()) => sled::Error::Unsupported("never aborted".into()),
+            })
+        })
+    }
+
+    fn scan(
+        &self,
+        tree: Tree,
+        from: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        let pairs: Vec<_> = shielded(|| {
+            // A damaged page would make the iterator yield errors for ever: the first one ends it.
+            self.tree(tree).range(from..).take(limit).collect()
+        })?;
+        let copy = |(key, value): (sled::IVec, sled::IVec)| {
+            (Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value))
+        };
+        Ok(pairs.into_iter().map(copy).collect())
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        shielded(|| self.db.flush())?;
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.flush()?;
+        self.sync_files().map_err(io_error)
+    }
+
+    fn size_on_disk(&self) -> Result<u64, StoreError> {
+        shielded(|| self.db.size_on_disk())
+    }
+}
+
+/// Runs a call into sled; a panic in it is damage.
+fn shielded<T>(call: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, StoreError> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(done) => done.map_err(sled_error),
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied());
+            let text = text.unwrap_or("no message");
+            Err(StoreError::Damaged(format!("sled panicked: {text}")))
+        }
+    }
+}
+
+fn sled_error(error: sled::Error) -> StoreError {
+    match error {
+        sled::Error::Io(error) => io_error(error),
+        sled::Error::Unsupported(text) => StoreError::Io(io::Error::other(text)),
+        damage => StoreError::Damaged(damage.to_string()),
+    }
+}
+
+pub(super) fn io_error(error: io::Error) -> StoreError {
+    match is_full(&error) {
+        true => StoreError::Full(error),
+        false => StoreError::Io(error),
+    }
+}
+
+/// sled has no kind of error for this, only a text.
+fn is_lock(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io(error) if error.to_string().contains("could not acquire lock"))
+}
+
+/// Removes sled's snapshots of its page table; it rebuilds them from its log.
+fn remove_snapshots(dir: &Path, which: impl Fn(&str) -> bool) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && which(&name) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CACHE: u64 = 16 << 20;
+
+    fn open(dir: &Path) -> Result<SledStore, StoreError> {
+        SledStore::open(dir, CACHE)
+    }
+
+    fn key(number: u32) -> [u8; 4] {
+        number.to_be_bytes()
+    }
+
+    /// A closed store of 2,000 values.
+    fn filled(dir: &Path) {
+        let store = open(dir).expect("a store");
+        for start in (0..2_000).step_by(500) {
+            let mut batch = Batch::new();
+            for number in start..start + 500 {
+                batch.put(Tree::Blobs, key(number), vec![number as u8; 400]);
+            }
+            store.apply(&batch).expect("applied");
+        }
+        store.sync().expect("synced");
+    }
+
+    fn count(store: &SledStore) -> usize {
+        store.scan(Tree::Blobs, &[], 10_000).expect("a scan").len()
+    }
+
+    fn db_file(dir: &Path) -> PathBuf {
+        dir.join("db")
+    }
+
+    #[test]
+    fn what_was_synced_is_there_after_a_reopen() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let large = vec![7; 1 << 20];
+        {
+            let store = open(dir.path()).expect("a store");
+            let mut batch = Batch::new();
+            batch.put(Tree::Blobs, b"large", large.clone());
+            batch.put(Tree::Meta, b"m", b"v".to_vec());
+            store.apply(&batch).expect("applied");
+            store.sync().expect("synced");
+            store.sync().expect("synced twice");
+        }
+        let store = open(dir.path()).expect("a store");
+        let found = store.get(Tree::Blobs, b"large").expect("an answer");
+        assert_eq!(found.as_deref(), Some(&large[..]));
+        let found = store.get(Tree::Meta, b"m").expect("an answer");
+        assert_eq!(found.as_deref(), Some(&b"v"[..]));
+    }
+
+    #[test]
+    fn a_snapshot_that_a_crash_left_half_made_does_not_stop_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        filled(dir.path());
+        let leftover = dir.path().join("snap.00000000000000FF.generating");
+        fs::write(&leftover, b"half").expect("a file");
+        let store = open(dir.path()).expect("a store");
+        assert_eq!(count(&store), 2_000);
+        assert!(!leftover.exists());
+    }
+
+    #[test]
+    fn a_damaged_snapshot_is_rebuilt() {
+        let dir = tempfile::tempdir().expect("a directory");
+        filled(dir.path());
+        drop(open(dir.path()).expect("a store"));
+        let mut snapshots = 0;
+        for entry in fs::read_dir(dir.path()).expect("a listing") {
+            let path = entry.expect("an entry").path();
+            if path
+                .file_name()
+                .is_some_and(|n| n.to_string_lossy().starts_with("snap."))
+            {
+                let content = fs::read(&path).expect("a snapshot");
+                fs::write(&path, &content[..content.len() / 2]).expect("cut");
+                snapshots += 1;
+            }
+        }
+        assert!(snapshots > 0, "sled wrote a snapshot when it opened");
+        assert_eq!(count(&open(dir.path()).expect("a store")), 2_000);
+    }
+
+    #[test]
+    fn a_database_that_was_cut_is_damaged_and_no_panic() {
+        let dir = tempfile::tempdir().expect("a directory");
+        filled(dir.path());
+        let file = File::options().write(true).open(db_file(dir.path()));
+        let file = file.expect("the file");
+        let len = file.metadata().expect("metadata").len();
+        file.set_len(len - 512 * 1024).expect("a cut");
+        match open(dir.path()) {
+            Err(StoreError::Damaged(_)) => {}
+            Err(other) => panic!("not named as damage: {other}"),
+            // sled may also come up with what the rest of its log holds.
+            Ok(store) => assert!(count(&store) <= 2_000),
+        }
+    }
+
+    #[test]
+    fn flipped_bytes_give_errors_or_wrong_values_and_no_panic() {
+        for at in (0..20).map(|step| step * 7_919) {
+            let dir = tempfile::tempdir().expect("a directory");
+            filled(dir.path());
+            let path = db_file(dir.path());
+            let mut content = fs::read(&path).expect("the file");
+            let at = at % content.len();
+            content[at] ^= 0x10;
+            fs::write(&path, content).expect("written");
+            let Ok(store) = open(dir.path()) else {
+                continue;
+            };
+            for number in 0..2_000 {
+                let _ = store.get(Tree::Blobs, &key(number));
+            }
+            let _ = store.scan(Tree::Blobs, &[], 10_000);
+        }
+    }
+}
