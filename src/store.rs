@@ -19,16 +19,24 @@
 //! | `Records` (2) | name | [`Version`](crate::catalog::Version) | coordinator | overwritten by the next version |
 //! | `Log` (3) | revision, 8 B | [`Published`](crate::catalog::Published) and number of changes | coordinator | retention |
 //! | `Meta` (4) | text | see [`meta`] | both | the store |
-//! | `Held` (5) | name, 0, revision 8 B | hash or tombstone, length, and the last revision at which it was still so | worker | least recently used goes first |
-//! | `Used` (6) | hash, 32 B | last use, length | worker | its blob |
+//! | `Held` (5) | name, 0, revision 8 B | the last revision u64 at which it was still so, then hash and length, or tombstone | worker | least recently used goes first |
+//! | `Used` (6) | hash, 32 B | number of the last use u64, length u64 | worker | its blob |
 //! | `Quarantine` (7) | hash, 32 B | when, what was wrong | both | the blob is healed, or 1,024 newer ones |
+//!
+//! # Directories
+//!
+//! A store's directory belongs to one process, which holds its [`lock`]. A coordinator's is laid
+//! out in [`vault`], a worker's in [`cache`]; neither opens the other's. The single values of
+//! both are listed in [`meta`], among them a format number: an unknown one is refused.
 //!
 //! # What a crash may lose
 //!
 //! At the coordinator nothing that was acknowledged. At a worker the last moments of the cache
 //! after a power cut: it asks again.
 
+mod aside;
 pub mod blobs;
+pub mod cache;
 #[cfg(test)]
 mod conformance;
 pub mod disk;
@@ -37,6 +45,8 @@ pub mod journal;
 pub mod lock;
 pub mod memory;
 pub mod meta;
+mod recency;
+pub mod vault;
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -188,6 +198,29 @@ pub enum StoreError {
     /// A batch with more than [`MAX_BATCH`] operations.
     #[error("a batch of {0} operations, at most {MAX_BATCH} are allowed")]
     TooMany(usize),
+}
+
+/// Visits every pair of a tree, `page` at a time; each page's values are in memory together.
+pub(crate) fn visit(
+    store: &dyn Store,
+    tree: Tree,
+    page: usize,
+    mut visit: impl FnMut(&Bytes, &Bytes) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut from = Vec::new();
+    loop {
+        let pairs = store.scan(tree, &from, page)?;
+        for (key, value) in &pairs {
+            visit(key, value)?;
+        }
+        match pairs.last() {
+            Some((key, _)) if pairs.len() == page => {
+                // The smallest key after this one.
+                from = [&key[..], &[0]].concat();
+            }
+            _ => return Ok(()),
+        }
+    }
 }
 
 /// Wall clock in milliseconds since 1970, for people.

@@ -217,7 +217,7 @@ fn shielded<T>(call: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, Store
 fn sled_error(error: sled::Error) -> StoreError {
     match error {
         sled::Error::Io(error) => io_error(error),
-        sled::Error::Unsupported(text) => StoreError::Io(io::Error::other(text)),
+        // Also `Unsupported`: the parameters in a file that no other version of sled wrote.
         damage => StoreError::Damaged(damage.to_string()),
     }
 }
@@ -245,6 +245,12 @@ fn remove_snapshots(dir: &Path, which: impl Fn(&str) -> bool) -> io::Result<()> 
         }
     }
     Ok(())
+}
+
+/// Damages a closed database so that it does not open.
+#[cfg(test)]
+pub(crate) fn damage(dir: &Path) {
+    fs::write(dir.join("conf"), b"these are no parameters of sled").expect("written");
 }
 
 #[cfg(test)]
@@ -335,19 +341,43 @@ mod tests {
     }
 
     #[test]
-    fn a_database_that_was_cut_is_damaged_and_no_panic() {
+    fn a_database_that_was_cut_holds_the_first_batches_whole() {
+        for cut in [1, 100_000, 512 << 10, 1 << 20] {
+            let dir = tempfile::tempdir().expect("a directory");
+            filled(dir.path());
+            let file = File::options().write(true).open(db_file(dir.path()));
+            let file = file.expect("the file");
+            let len = file.metadata().expect("metadata").len();
+            file.set_len(len - cut).expect("a cut");
+            match open(dir.path()) {
+                Err(StoreError::Damaged(_)) => {}
+                Err(other) => panic!("not named as damage: {other}"),
+                Ok(store) => {
+                    let count = count(&store);
+                    assert!(count < 2_000 && count % 500 == 0, "{count}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_database_that_makes_sled_panic_is_damaged() {
         let dir = tempfile::tempdir().expect("a directory");
         filled(dir.path());
-        let file = File::options().write(true).open(db_file(dir.path()));
-        let file = file.expect("the file");
-        let len = file.metadata().expect("metadata").len();
-        file.set_len(len - 512 * 1024).expect("a cut");
-        match open(dir.path()) {
-            Err(StoreError::Damaged(_)) => {}
-            Err(other) => panic!("not named as damage: {other}"),
-            // sled may also come up with what the rest of its log holds.
-            Ok(store) => assert!(count(&store) <= 2_000),
-        }
+        let path = db_file(dir.path());
+        let mut content = fs::read(&path).expect("the file");
+        content[..100].iter_mut().for_each(|byte| *byte ^= 0x5a);
+        fs::write(&path, content).expect("written");
+        let opened = open(dir.path());
+        assert!(matches!(opened, Err(StoreError::Damaged(text)) if text.contains("panicked")));
+    }
+
+    #[test]
+    fn a_database_with_damaged_parameters_is_damaged() {
+        let dir = tempfile::tempdir().expect("a directory");
+        filled(dir.path());
+        damage(dir.path());
+        assert!(matches!(open(dir.path()), Err(StoreError::Damaged(_))));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::file::sync_dir;
 use crate::identity::Role;
 
 /// Name of the lock within a store's directory.
@@ -121,6 +122,11 @@ impl StoreLock {
         write_holder(&mut file, role).map_err(io_error)?;
         Ok(Self { _file: file })
     }
+
+    /// Removes the lock file of a directory that no store was made in.
+    pub(super) fn remove(self, dir: &Path) -> io::Result<()> {
+        std::fs::remove_file(dir.join(FILE))
+    }
 }
 
 fn write_holder(file: &mut File, role: Role) -> io::Result<()> {
@@ -141,8 +147,19 @@ fn read_holder(file: &mut File) -> Holder {
 }
 
 /// Makes a directory that only its owner can enter; one that exists is left as it is.
+///
+/// The names that it makes survive a power cut: what is acknowledged stands below them.
 pub(super) fn make_dir(dir: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let missing: Vec<_> = dir.ancestors().take_while(is_missing).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    for parent in missing.iter().filter_map(|made| made.parent()) {
+        match parent.as_os_str().is_empty() {
+            true => sync_dir(Path::new("."))?,
+            false => sync_dir(parent)?,
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -218,6 +218,11 @@ impl<'a> Meta<'a> {
     }
 }
 
+/// Adds whose catalog the store follows to a batch.
+pub(super) fn put_catalog(batch: &mut Batch, id: CatalogId) {
+    batch.put(Tree::Meta, CATALOG_KEY, id.as_bytes().to_vec());
+}
+
 /// Adds the applied position to the batch that reaches it.
 pub(super) fn put_applied(batch: &mut Batch, position: Position) {
     let mut w = Writer::new();

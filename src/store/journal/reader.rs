@@ -6,6 +6,8 @@ use super::Position;
 use super::error::{DamageProof, JournalError, OpenError, ReadError, io_error};
 use super::record::{self, HEADER_LEN, Header, HeaderError, Place};
 use super::scan::{self, Behind};
+use bytes::Bytes;
+
 use crate::catalog::Entry;
 use crate::store::file::DiskFile;
 
@@ -108,9 +110,31 @@ impl<F: DiskFile> JournalReader<F> {
         self.open.durable.load(Ordering::Acquire)
     }
 
-    /// Raw bytes, for a backup.
-    pub(crate) fn read_raw(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.open.file.read_exact_at(buf, offset)
+    /// The header as it stands in the file.
+    pub(crate) fn header(&self) -> Vec<u8> {
+        self.open.header.encode()
+    }
+
+    /// The durable records as they stand in the file, each checked.
+    pub(crate) fn raw_records(&self) -> impl Iterator<Item = Result<Bytes, ReadError>> + '_ {
+        let end = self.durable_end();
+        let mut offset = HEADER_LEN as u64;
+        std::iter::from_fn(move || {
+            if offset >= end {
+                return None;
+            }
+            let read = scan::read_record(&self.open.file, self.place(offset), end);
+            let record = match read {
+                Ok(Some((_, record))) => Ok(record),
+                Ok(None) => Err(ReadError::Damaged { offset }),
+                Err(error) => Err(error.into()),
+            };
+            // The first error ends it.
+            offset = record
+                .as_ref()
+                .map_or(end, |bytes| offset + bytes.len() as u64);
+            Some(record)
+        })
     }
 
     pub(super) fn file(&self) -> &F {

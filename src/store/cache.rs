@@ -1,0 +1,499 @@
+//! What a worker keeps: blobs within a budget, and what it knows about names.
+//!
+//! All of it can be had again from the cluster, so a damaged store is set aside and a new one
+//! started. Calls block; any thread may make them.
+//!
+//! | name | what it is |
+//! | --- | --- |
+//! | `lock` | held by the process that owns the store |
+//! | `cache/` | sled |
+//! | `cache.new/`, `cache.old/` | a compaction; what a crash left of it is sorted out at start |
+//! | `cache.corrupt-<seconds since 1970>/` | a damaged store, kept for a look |
+
+mod compaction;
+mod held;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+
+pub use self::compaction::Compacted;
+pub use self::held::Held;
+use crate::catalog::{CatalogId, Revision};
+use crate::codec::{DecodeError, Reader, Writer};
+use crate::identity::Role;
+use crate::proto::limit::MAX_HELD;
+use crate::spec::{Spec, SpecHash, SpecName};
+use crate::store::blobs::{self, Loaded, Quarantined};
+use crate::store::lock::{LockError, StoreLock};
+use crate::store::memory::MemoryStore;
+use crate::store::meta::{HighWater, Meta, MetaError};
+use crate::store::recency::Recency;
+use crate::store::{Batch, MAX_BATCH, Store, StoreError, Tree, aside, journal, vault, visit};
+
+/// Memory that sled may use at a worker.
+pub const DEFAULT_CACHE_BYTES: u64 = 16 << 20;
+
+/// Bytes of blobs that a worker keeps by default: 100,000 definitions of 10 KiB.
+pub const DEFAULT_BUDGET_BYTES: u64 = 1 << 30;
+
+/// Name of sled's directory within the store's.
+pub(super) const CACHE: &str = "cache";
+
+/// Uses that are remembered before they are written: reads should not cost a write each. After
+/// a crash as many blobs may look less recently used than they are.
+const TOUCH_BATCH: usize = 256;
+
+/// Pairs read at a time when the store opens.
+const PAGE: usize = 1_024;
+
+/// How a worker's store is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes of blobs to keep at most; [`DEFAULT_BUDGET_BYTES`]. The disk may hold up to three
+    /// times as much and 64 MiB until a compaction.
+    pub budget_bytes: u64,
+    /// Memory that sled may use; [`DEFAULT_CACHE_BYTES`].
+    pub cache_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            budget_bytes: DEFAULT_BUDGET_BYTES,
+            cache_bytes: DEFAULT_CACHE_BYTES,
+        }
+    }
+}
+
+/// A worker's store.
+#[derive(Debug)]
+pub struct WorkerStore {
+    /// Compaction replaces it.
+    store: RwLock<Box<dyn Store>>,
+    /// Taken before every change, and by compaction throughout. Before `store`, never after.
+    writer: Mutex<()>,
+    /// Taken last and never while waiting for another.
+    usage: Mutex<Usage>,
+    budget_bytes: u64,
+    home: Option<Home>,
+}
+
+/// Where the store is, if it is on disk.
+#[derive(Debug)]
+struct Home {
+    dir: PathBuf,
+    cache_bytes: u64,
+    _lock: StoreLock,
+}
+
+/// What is there and when it was used.
+#[derive(Debug, Default)]
+struct Usage {
+    blobs: Recency<SpecHash, u64>,
+    live_bytes: u64,
+    /// Uses not written yet.
+    touched: BTreeSet<SpecHash>,
+    held: Recency<(SpecName, Revision), ()>,
+}
+
+/// What was found when a worker's store opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenedCache {
+    /// Where a damaged store went; the new one is empty.
+    pub set_aside: Option<PathBuf>,
+    /// Blobs in it.
+    pub blobs: usize,
+    /// Bytes of these blobs.
+    pub live_bytes: u64,
+}
+
+/// Why a worker's store did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The directory cannot be used.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The store in it cannot be used, and it is not damage that setting it aside would cure.
+    #[error("the store of this worker does not open")]
+    Store(#[from] MetaError),
+}
+
+impl WorkerStore {
+    /// Opens the store in `dir`, or makes one; a damaged one is set aside, loudly.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn open(dir: &Path, options: Options) -> Result<(Self, OpenedCache), CacheError> {
+        let foreign: &[&str] = &[journal::FILE, vault::VIEW];
+        let lock = StoreLock::acquire(dir, Role::Worker, (Role::Coordinator, foreign))?;
+        compaction::finish(dir).map_err(MetaError::from)?;
+        let cache_bytes = options.cache_bytes;
+        let open = || aside::open(dir, CACHE, Role::Worker, cache_bytes);
+        let (mut store, mut set_aside) = open()?;
+        let usage = match Usage::read(&store) {
+            Err(error @ StoreError::Damaged(_)) => {
+                // Its files must be closed before their directory gets another name.
+                drop(store);
+                set_aside =
+                    Some(aside::set_aside(dir, CACHE, &error.into()).map_err(MetaError::from)?);
+                store = open()?.0;
+                Usage::default()
+            }
+            usage => usage.map_err(MetaError::from)?,
+        };
+        let opened = OpenedCache {
+            set_aside,
+            blobs: usage.blobs.len(),
+            live_bytes: usage.live_bytes,
+        };
+        let home = Home {
+            dir: dir.to_owned(),
+            cache_bytes,
+            _lock: lock,
+        };
+        let store = Self::of(Box::new(store), usage, options.budget_bytes, Some(home));
+        Ok((store, opened))
+    }
+
+    /// A store that keeps up to `budget_bytes` of blobs in memory and nothing on disk.
+    pub fn in_memory(budget_bytes: u64) -> Self {
+        let store = Box::new(MemoryStore::new());
+        Self::of(store, Usage::default(), budget_bytes, None)
+    }
+
+    fn of(store: Box<dyn Store>, usage: Usage, budget_bytes: u64, home: Option<Home>) -> Self {
+        Self {
+            store: RwLock::new(store),
+            writer: Mutex::default(),
+            usage: Mutex::new(usage),
+            budget_bytes,
+            home,
+        }
+    }
+
+    /// The spec with `hash`, hashed anew, and counted as used now.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the disk fails; damage is no error but [`Loaded::Damaged`].
+    pub fn load(&self, hash: SpecHash, len: Option<u64>) -> Result<Loaded, StoreError> {
+        let loaded = blobs::load(&**self.store(), hash, len)?;
+        match &loaded {
+            Loaded::Found(_) => self.touch(hash),
+            Loaded::Damaged => self.forget(hash)?,
+            Loaded::Missing => {
+                let known = self.usage().blobs.get(&hash).map(|(_, &len)| len);
+                // A power cut may take the value of a key. Of another length it is not missing.
+                if known.is_some_and(|known| len.is_none_or(|len| len == known)) {
+                    self.forget(hash)?;
+                }
+            }
+        }
+        Ok(loaded)
+    }
+
+    /// Whether there are bytes for `hash`, as far as is known without reading them.
+    pub fn contains(&self, hash: SpecHash) -> bool {
+        self.usage().blobs.get(&hash).is_some()
+    }
+
+    /// Keeps a spec; what was not used for longest goes if the budget demands it. Says whether
+    /// it is kept: one that is larger than the whole budget is not.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the spec is not kept then.
+    pub fn save(&self, spec: &Spec) -> Result<bool, StoreError> {
+        if spec.len() > self.budget_bytes {
+            return Ok(false);
+        }
+        let _writer = self.writer();
+        let store = self.store();
+        self.make_room(&**store, spec)?;
+        let mut usage = self.usage();
+        let old = usage.blobs.remove(&spec.hash());
+        usage.live_bytes -= old.unwrap_or(0);
+        let at = usage.blobs.insert(spec.hash(), spec.len());
+        usage.live_bytes += spec.len();
+        drop(usage);
+
+        let mut batch = Batch::new();
+        blobs::put(&mut batch, spec);
+        put_used(&mut batch, spec.hash(), at, spec.len());
+        if let Err(error) = store.apply(&batch) {
+            self.usage().remove(spec.hash());
+            return Err(error);
+        }
+        Ok(true)
+    }
+
+    /// Counts a blob as used now.
+    pub fn touch(&self, hash: SpecHash) {
+        let mut usage = self.usage();
+        if !usage.blobs.touch(&hash) {
+            return;
+        }
+        usage.touched.insert(hash);
+        let full = usage.touched.len() >= TOUCH_BATCH;
+        drop(usage);
+        // Someone who writes now lets a later use write these: a read never waits for them.
+        if full && let Ok(_writer) = self.writer.try_lock() {
+            let written = self.write_touched(&**self.store());
+            if let Err(error) = written {
+                tracing::warn!(%error, "the last uses of blobs cannot be written");
+            }
+        }
+    }
+
+    /// Blobs that were found damaged and not fetched again since.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn quarantined(&self) -> Result<Vec<Quarantined>, StoreError> {
+        blobs::quarantined(&**self.store())
+    }
+
+    /// Remembers what a name was at a revision. When there are too many, what was remembered
+    /// longest ago goes.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing changed then.
+    pub fn hold(&self, held: &Held) -> Result<(), StoreError> {
+        let _writer = self.writer();
+        let mut batch = Batch::new();
+        held.put(&mut batch);
+        let key = held.key();
+        let evicted = {
+            let usage = self.usage();
+            let is_new = usage.held.get(&key).is_none();
+            let full = is_new && usage.held.len() >= MAX_HELD;
+            let oldest = usage.held.oldest_first().next();
+            oldest.filter(|_| full).map(|(key, ())| key.clone())
+        };
+        if let Some((name, rev)) = &evicted {
+            batch.remove(Tree::Held, held::encode_key(name, *rev));
+        }
+        self.store().apply(&batch)?;
+        let mut usage = self.usage();
+        if let Some(key) = &evicted {
+            usage.held.remove(key);
+        }
+        usage.held.insert(key, ());
+        Ok(())
+    }
+
+    /// Everything that is remembered about names, in order of name and revision.
+    ///
+    /// # Errors
+    /// [`StoreError`]; a line that cannot be decoded is left out, since it can be asked again.
+    pub fn held_all(&self) -> Result<Vec<Held>, StoreError> {
+        held::read_all(&**self.store())
+    }
+
+    /// Whose catalog this store follows.
+    ///
+    /// # Errors
+    /// [`MetaError`].
+    pub fn catalog(&self) -> Result<Option<CatalogId>, MetaError> {
+        Meta::of(&**self.store()).catalog()
+    }
+
+    /// Sets whose catalog this store follows.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing changed then.
+    pub fn set_catalog(&self, id: CatalogId) -> Result<(), StoreError> {
+        let _writer = self.writer();
+        Meta::of(&**self.store()).set_catalog(id)
+    }
+
+    /// The newest head that was believed.
+    ///
+    /// # Errors
+    /// [`MetaError`].
+    pub fn high_water(&self) -> Result<Option<HighWater>, MetaError> {
+        Meta::of(&**self.store()).high_water()
+    }
+
+    /// Sets the newest head that was believed.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing changed then.
+    pub fn set_high_water(&self, mark: HighWater) -> Result<(), StoreError> {
+        let _writer = self.writer();
+        Meta::of(&**self.store()).set_high_water(mark)
+    }
+
+    /// The key for stateless resets of this node; `fresh` random bytes become it the first time.
+    ///
+    /// # Errors
+    /// [`MetaError`].
+    pub fn reset_key(&self, fresh: [u8; 32]) -> Result<[u8; 32], MetaError> {
+        let _writer = self.writer();
+        Meta::of(&**self.store()).reset_key(fresh)
+    }
+
+    /// Makes everything so far survive the end of the process.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the disk fails.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        let _writer = self.writer();
+        let store = self.store();
+        self.write_touched(&**store)?;
+        store.flush()
+    }
+
+    /// Makes everything so far survive a power cut.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the disk fails.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        let _writer = self.writer();
+        let store = self.store();
+        self.write_touched(&**store)?;
+        store.sync()
+    }
+
+    /// Bytes of the blobs that are kept.
+    pub fn live_bytes(&self) -> u64 {
+        self.usage().live_bytes
+    }
+
+    /// Bytes on disk.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the disk fails.
+    pub fn size_on_disk(&self) -> Result<u64, StoreError> {
+        self.store().size_on_disk()
+    }
+
+    fn make_room(&self, store: &dyn Store, spec: &Spec) -> Result<(), StoreError> {
+        let victims = self.usage().victims(spec, self.budget_bytes);
+        // Two operations each.
+        for hashes in victims.chunks(MAX_BATCH / 2) {
+            let mut batch = Batch::new();
+            for hash in hashes {
+                remove_blob(&mut batch, *hash);
+            }
+            store.apply(&batch)?;
+            let mut usage = self.usage();
+            for hash in hashes {
+                usage.remove(*hash);
+            }
+            metrics::counter!("larder_blob_evicted_total").increment(hashes.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn forget(&self, hash: SpecHash) -> Result<(), StoreError> {
+        let _writer = self.writer();
+        let store = self.store();
+        if blobs::contains(&**store, hash)? {
+            // Someone saved it since it was found missing.
+            return Ok(());
+        }
+        self.usage().remove(hash);
+        let mut batch = Batch::new();
+        remove_blob(&mut batch, hash);
+        store.apply(&batch)
+    }
+
+    fn write_touched(&self, store: &dyn Store) -> Result<(), StoreError> {
+        let touched: Vec<_> = std::mem::take(&mut self.usage().touched)
+            .into_iter()
+            .collect();
+        for hashes in touched.chunks(MAX_BATCH) {
+            let mut batch = Batch::new();
+            for hash in hashes {
+                if let Some((at, len)) = self.usage().blobs.get(hash) {
+                    put_used(&mut batch, *hash, at, *len);
+                }
+            }
+            store.apply(&batch)?;
+        }
+        Ok(())
+    }
+
+    fn store(&self) -> RwLockReadGuard<'_, Box<dyn Store>> {
+        self.store.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writer(&self) -> MutexGuard<'_, ()> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn usage(&self) -> MutexGuard<'_, Usage> {
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Usage {
+    fn read(store: &dyn Store) -> Result<Self, StoreError> {
+        let mut used = Vec::new();
+        visit(store, Tree::Used, PAGE, |key, value| {
+            used.push(decode_used(key, value).map_err(|error| {
+                StoreError::Damaged(format!("when a blob was used last: {error}"))
+            })?);
+            Ok(())
+        })?;
+        used.sort_unstable();
+        let mut usage = Self::default();
+        for (_, hash, len) in used {
+            usage.blobs.insert(hash, len);
+            usage.live_bytes = usage.live_bytes.saturating_add(len);
+        }
+        let mut held = held::read_all(store)?;
+        held.sort_by_key(|held| held.seen_at);
+        for held in held {
+            usage.held.insert(held.key(), ());
+        }
+        Ok(usage)
+    }
+
+    /// What must go so that `spec` fits into the budget.
+    fn victims(&self, spec: &Spec, budget_bytes: u64) -> Vec<SpecHash> {
+        let old = self.blobs.get(&spec.hash()).map_or(0, |(_, &len)| len);
+        let mut left = self.live_bytes.saturating_sub(old);
+        let mut victims = Vec::new();
+        let others = self.blobs.oldest_first();
+        for (&hash, len) in others.filter(|(hash, _)| **hash != spec.hash()) {
+            if left.saturating_add(spec.len()) <= budget_bytes {
+                break;
+            }
+            victims.push(hash);
+            left = left.saturating_sub(*len);
+        }
+        victims
+    }
+
+    fn remove(&mut self, hash: SpecHash) {
+        let len = self.blobs.remove(&hash).unwrap_or(0);
+        self.live_bytes = self.live_bytes.saturating_sub(len);
+        self.touched.remove(&hash);
+    }
+}
+
+fn remove_blob(batch: &mut Batch, hash: SpecHash) {
+    batch
+        .remove(Tree::Blobs, hash.as_bytes())
+        .remove(Tree::Used, hash.as_bytes());
+}
+
+fn put_used(batch: &mut Batch, hash: SpecHash, at: u64, len: u64) {
+    let mut w = Writer::new();
+    w.u64(at).u64(len);
+    batch.put(Tree::Used, hash.as_bytes(), w.finish());
+}
+
+fn decode_used(key: &[u8], value: &[u8]) -> Result<(u64, SpecHash, u64), DecodeError> {
+    let mut key = Reader::new(key);
+    let hash = key.hash()?;
+    key.end()?;
+    let mut r = Reader::new(value);
+    let used = (r.u64()?, hash, r.u64()?);
+    r.end()?;
+    Ok(used)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+use bytes::Bytes;
+
+use crate::catalog::{Content, Revision, Version};
+use crate::codec::{DecodeError, Reader, Writer};
+use crate::spec::SpecName;
+use crate::store::{Batch, Store, StoreError, Tree, visit};
+
+/// Lines read at a time.
+const PAGE: usize = 1_024;
+
+/// What a name was at a revision, as the coordinator said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The name.
+    pub name: SpecName,
+    /// What it was, and since when.
+    pub version: Version,
+    /// The last revision at which that was still so.
+    pub seen_at: Revision,
+}
+
+impl Held {
+    pub(super) fn key(&self) -> (SpecName, Revision) {
+        (self.name.clone(), self.version.rev)
+    }
+
+    pub(super) fn put(&self, batch: &mut Batch) {
+        let mut w = Writer::new();
+        w.u64(self.seen_at.get());
+        self.version.content.encode(&mut w);
+        let key = encode_key(&self.name, self.version.rev);
+        batch.put(Tree::Held, key, w.finish());
+    }
+
+    fn decode(key: &Bytes, value: &Bytes) -> Result<Self, DecodeError> {
+        let (name, rev) = decode_key(key)?;
+        let mut r = Reader::new(value);
+        let seen_at = Revision::new(r.u64()?);
+        let content = Content::decode(&mut r)?;
+        r.end()?;
+        Ok(Self {
+            name,
+            version: Version { rev, content },
+            seen_at,
+        })
+    }
+}
+
+/// No name holds the zero byte, so the order of keys is that of names, then of revisions.
+pub(super) fn encode_key(name: &SpecName, rev: Revision) -> Vec<u8> {
+    let mut w = Writer::new();
+    w.raw(name.as_str().as_bytes()).u8(0).u64(rev.get());
+    w.finish()
+}
+
+fn decode_key(key: &[u8]) -> Result<(SpecName, Revision), DecodeError> {
+    let Some((rest, rev)) = key.split_last_chunk() else {
+        return Err(DecodeError::Value("a key without a revision"));
+    };
+    let name = rest
+        .strip_suffix(&[0])
+        .and_then(|name| std::str::from_utf8(name).ok())
+        .ok_or(DecodeError::Value("a key without a name"))?;
+    let parsed: SpecName = name
+        .parse()
+        .map_err(|_| DecodeError::Value("not a spec name"))?;
+    match parsed.as_str() == name {
+        true => Ok((parsed, Revision::new(u64::from_be_bytes(*rev)))),
+        false => Err(DecodeError::Value("not a canonical spec name")),
+    }
+}
+
+pub(super) fn read_all(store: &dyn Store) -> Result<Vec<Held>, StoreError> {
+    let mut all = Vec::new();
+    visit(store, Tree::Held, PAGE, |key, value| {
+        match Held::decode(key, value) {
+            Ok(held) => all.push(held),
+            Err(error) => tracing::warn!(%error, "a line about a name is damaged and left out"),
+        }
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::spec::SpecHash;
+    use crate::store::memory::MemoryStore;
+
+    proptest! {
+        #[test]
+        fn what_is_held_round_trips(
+            name in "[a-z]{1,4}(/[a-z]{1,4})?",
+            rev: u64,
+            seen_at: u64,
+            hash: Option<[u8; 32]>,
+            len: u64,
+        ) {
+            let content = match hash {
+                Some(raw) => Content::Present { hash: SpecHash::from_bytes(raw), len },
+                None => Content::Deleted,
+            };
+            let held = Held {
+                name: name.parse().expect("a name"),
+                version: Version { rev: Revision::new(rev), content },
+                seen_at: Revision::new(seen_at),
+            };
+            let store = MemoryStore::new();
+            let mut batch = Batch::new();
+            held.put(&mut batch);
+            store.apply(&batch).expect("applied");
+            prop_assert_eq!(read_all(&store).expect("a list"), vec![held]);
+        }
+
+        #[test]
+        fn foreign_bytes_never_panic(key: Vec<u8>, value: Vec<u8>) {
+            let _ = Held::decode(&key.into(), &value.into());
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Goal: the budget holds, damage costs a fetch and never a start, and no crash of a compaction
+//! loses the store. Method: real directories, damaged by hand.
+
+use std::fs;
+
+use super::*;
+use crate::catalog::{Content, Epoch, HeadHash, Version};
+use crate::store::disk::damage;
+
+fn spec(number: u64, len: usize) -> Spec {
+    let mut bytes = number.to_be_bytes().to_vec();
+    bytes.resize(len, b'x');
+    Spec::new(bytes.into())
+}
+
+fn options(budget_bytes: u64) -> Options {
+    Options {
+        budget_bytes,
+        ..Options::default()
+    }
+}
+
+fn open(dir: &Path) -> (WorkerStore, OpenedCache) {
+    WorkerStore::open(dir, options(1 << 20)).expect("a store")
+}
+
+fn has(store: &WorkerStore, spec: &Spec) -> bool {
+    let loaded = store.load(spec.hash(), Some(spec.len()));
+    loaded.expect("an answer") == Loaded::Found(spec.clone())
+}
+
+fn held(name: &str, rev: u64) -> Held {
+    Held {
+        name: name.parse().expect("a name"),
+        version: Version {
+            rev: Revision::new(rev),
+            content: Content::Deleted,
+        },
+        seen_at: Revision::new(rev + 5),
+    }
+}
+
+#[test]
+fn the_least_recently_used_blobs_go_when_the_budget_is_full() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let on_disk = WorkerStore::open(dir.path(), options(300))
+        .expect("a store")
+        .0;
+    for store in [on_disk, WorkerStore::in_memory(300)] {
+        let [a, b, c, d] = [1, 2, 3, 4].map(|number| spec(number, 100));
+        for spec in [&a, &b, &c] {
+            assert!(store.save(spec).expect("saved"));
+        }
+        assert!(has(&store, &a), "used now");
+        assert!(store.save(&d).expect("saved"));
+        assert!(!has(&store, &b), "not used for longest");
+        assert!(has(&store, &a) && has(&store, &c) && has(&store, &d));
+        assert_eq!(store.live_bytes(), 300);
+
+        assert!(store.save(&d).expect("saved"), "again");
+        assert_eq!(store.live_bytes(), 300);
+        let large = spec(5, 301);
+        assert!(!store.save(&large).expect("an answer"), "larger than all");
+        assert!(has(&store, &a), "nothing was evicted for it");
+        assert!(store.save(&spec(6, 250)).expect("saved"));
+        assert_eq!(store.live_bytes(), 250);
+    }
+}
+
+#[test]
+fn blobs_uses_names_and_marks_survive_a_restart() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [a, b, c] = [1, 2, 3].map(|number| spec(number, 100));
+    let mark = HighWater {
+        epoch: Epoch::new(1),
+        rev: Revision::new(2),
+        head: HeadHash::from_bytes([3; 32]),
+    };
+    let id = CatalogId::from_bytes([4; 16]);
+    {
+        let (store, opened) = open(dir.path());
+        assert_eq!(opened.blobs, 0);
+        for spec in [&a, &b] {
+            store.save(spec).expect("saved");
+        }
+        store.touch(a.hash());
+        store.set_high_water(mark).expect("set");
+        store.set_catalog(id).expect("set");
+        assert_eq!(store.reset_key([5; 32]).expect("a key"), [5; 32]);
+        store.hold(&held("b", 1)).expect("held");
+        store.hold(&held("a", 2)).expect("held");
+        store.sync().expect("synced");
+    }
+    let (store, opened) = WorkerStore::open(dir.path(), options(200)).expect("a store");
+    assert_eq!((opened.blobs, opened.live_bytes), (2, 200));
+    assert_eq!(opened.set_aside, None);
+    assert_eq!(store.high_water().expect("a mark"), Some(mark));
+    assert_eq!(store.catalog().expect("an id"), Some(id));
+    assert_eq!(store.reset_key([6; 32]).expect("a key"), [5; 32]);
+    let all = store.held_all().expect("a list");
+    assert_eq!(all, [held("a", 2), held("b", 1)]);
+    store.save(&c).expect("saved");
+    assert!(has(&store, &a), "its use was written");
+    assert!(!has(&store, &b));
+}
+
+#[test]
+fn a_later_sight_of_the_same_version_replaces_the_line() {
+    let store = WorkerStore::in_memory(100);
+    store.hold(&held("a", 1)).expect("held");
+    let later = Held {
+        seen_at: Revision::new(99),
+        ..held("a", 1)
+    };
+    store.hold(&later).expect("held");
+    assert_eq!(store.held_all().expect("a list"), [later]);
+}
+
+#[test]
+fn a_damaged_blob_is_a_miss_once_and_frees_its_budget() {
+    let store = WorkerStore::in_memory(1_000);
+    let spec = spec(1, 100);
+    store.save(&spec).expect("saved");
+    let mut batch = Batch::new();
+    batch.put(Tree::Blobs, spec.hash().as_bytes(), b"wrong".to_vec());
+    store.store().apply(&batch).expect("applied");
+    let loaded = store.load(spec.hash(), None).expect("an answer");
+    assert_eq!(loaded, Loaded::Damaged);
+    assert_eq!(store.quarantined().expect("a list").len(), 1);
+    assert_eq!(store.live_bytes(), 0);
+    assert!(!store.contains(spec.hash()));
+    store.save(&spec).expect("saved");
+    assert!(has(&store, &spec));
+    assert!(store.quarantined().expect("a list").is_empty());
+}
+
+#[test]
+fn a_blob_whose_value_is_lost_frees_its_budget() {
+    let store = WorkerStore::in_memory(1_000);
+    let spec = spec(1, 100);
+    store.save(&spec).expect("saved");
+    let other_len = store.load(spec.hash(), Some(7)).expect("an answer");
+    assert_eq!(other_len, Loaded::Missing);
+    assert!(
+        store.contains(spec.hash()),
+        "it is there, of another length"
+    );
+    blobs::remove(&**store.store(), spec.hash()).expect("removed");
+    let loaded = store.load(spec.hash(), None).expect("an answer");
+    assert_eq!(loaded, Loaded::Missing);
+    assert_eq!(store.live_bytes(), 0);
+}
+
+#[test]
+fn a_store_that_does_not_open_is_set_aside_and_the_worker_starts_empty() {
+    let dir = tempfile::tempdir().expect("a directory");
+    {
+        let (store, _) = open(dir.path());
+        for number in 0..200 {
+            store.save(&spec(number, 4_000)).expect("saved");
+        }
+        store.sync().expect("synced");
+    }
+    damage(&dir.path().join("cache"));
+    let (store, opened) = open(dir.path());
+    let aside = opened.set_aside.expect("it is set aside");
+    assert!(aside.join("db").exists());
+    assert_eq!(opened.blobs, 0);
+    assert!(store.save(&spec(1, 10)).expect("saved"));
+    assert!(has(&store, &spec(1, 10)));
+}
+
+#[test]
+fn a_second_worker_and_a_coordinators_directory_are_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let first = open(dir.path());
+    let second = WorkerStore::open(dir.path(), Options::default());
+    assert!(matches!(
+        second,
+        Err(CacheError::Lock(LockError::Held { .. }))
+    ));
+    drop(first);
+    fs::write(dir.path().join(journal::FILE), b"").expect("written");
+    let error = WorkerStore::open(dir.path(), Options::default()).expect_err("another role");
+    assert!(matches!(
+        error,
+        CacheError::Lock(LockError::OtherRole { .. })
+    ));
+}
+
+#[test]
+fn a_newer_format_is_refused_and_not_set_aside() {
+    let dir = tempfile::tempdir().expect("a directory");
+    {
+        let (store, _) = open(dir.path());
+        let mut batch = Batch::new();
+        batch.put(Tree::Meta, "format", 9_u32.to_be_bytes().to_vec());
+        store.store().apply(&batch).expect("applied");
+        store.sync().expect("synced");
+    }
+    let error = WorkerStore::open(dir.path(), Options::default()).expect_err("a newer format");
+    assert!(matches!(
+        error,
+        CacheError::Store(MetaError::NewerFormat { found: 9, known: 1 })
+    ));
+    assert_eq!(names(dir.path()), ["cache", "lock"]);
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).expect("a listing");
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.expect("an entry").file_name())
+        .map(|name| name.to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_compaction_keeps_everything_and_shrinks_the_disk() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let kept = spec(7, 50_000);
+    {
+        let (store, _) = WorkerStore::open(dir.path(), options(200_000)).expect("a store");
+        for number in 100..300 {
+            store.save(&spec(number, 50_000)).expect("saved");
+        }
+        store.save(&kept).expect("saved");
+        store.hold(&held("a", 1)).expect("held");
+        assert_eq!(store.compact().expect("an answer"), None, "not worth it");
+        let home = store.home.as_ref().expect("it is on disk");
+        let done = store.compact_now(home).expect("compacted");
+        assert!(done.bytes_after < done.bytes_before, "{done:?}");
+        assert!(has(&store, &kept));
+        assert!(store.save(&spec(8, 100)).expect("saved"), "it goes on");
+        store.sync().expect("synced");
+    }
+    assert_eq!(names(dir.path()), ["cache", "lock"]);
+    let (store, opened) = open(dir.path());
+    assert!(has(&store, &kept) && has(&store, &spec(8, 100)));
+    assert_eq!(opened.blobs, 4, "three large ones fit beside a small one");
+    assert_eq!(store.held_all().expect("a list"), [held("a", 1)]);
+}
+
+#[test]
+fn what_a_crash_left_of_a_compaction_is_sorted_out() {
+    let kept = spec(1, 100);
+    let prepare = || {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, _) = open(dir.path());
+        store.save(&kept).expect("saved");
+        store.sync().expect("synced");
+        dir
+    };
+    let path = |dir: &tempfile::TempDir, name: &str| dir.path().join(name);
+
+    let copying = prepare();
+    fs::create_dir(path(&copying, "cache.new")).expect("made");
+    fs::write(path(&copying, "cache.new/db"), b"half").expect("written");
+
+    let renamed_one = prepare();
+    fs::rename(path(&renamed_one, "cache"), path(&renamed_one, "cache.old")).expect("renamed");
+    fs::create_dir(path(&renamed_one, "cache.new")).expect("made");
+
+    let renamed_both = prepare();
+    fs::create_dir(path(&renamed_both, "cache.old")).expect("made");
+
+    for dir in [copying, renamed_one, renamed_both] {
+        let (store, _) = open(dir.path());
+        assert!(has(&store, &kept));
+        assert_eq!(names(dir.path()), ["cache", "lock"]);
+    }
+}
