@@ -2,14 +2,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{RecvStream, SendStream};
+use quinn::RecvStream;
 use tokio::time::Instant;
 
-use super::frame::{Follows, peek_end, read_bytes, read_frame};
+use super::frame::{peek_end, read_bytes, read_frame};
 use super::link::Up;
 use super::{Floor, LinkError};
 use crate::identity::NodeUri;
-use crate::proto::code::CloseCode;
 use crate::proto::limit::{ANSWER_TIMEOUT, FIRST_BYTE_EXTRA, FIRST_BYTE_MIN, MAX_FRAME_LEN};
 use crate::proto::wire::{Response, decode_answer};
 
@@ -55,7 +54,6 @@ impl Patience {
 pub struct Exchange {
     up: Arc<Up>,
     patience: Patience,
-    send: SendStream,
     recv: RecvStream,
     sent: Instant,
     first_frame: Option<Duration>,
@@ -73,17 +71,10 @@ pub struct Timing {
 }
 
 impl Exchange {
-    pub(super) fn new(
-        up: Arc<Up>,
-        patience: Patience,
-        send: SendStream,
-        recv: RecvStream,
-        sent: Instant,
-    ) -> Self {
+    pub(super) fn new(up: Arc<Up>, patience: Patience, recv: RecvStream, sent: Instant) -> Self {
         Self {
             up,
             patience,
-            send,
             recv,
             sent,
             first_frame: None,
@@ -91,7 +82,8 @@ impl Exchange {
         }
     }
 
-    /// The next frame of the answer.
+    /// The next frame of the answer. When this or [`body`](Self::body) is cancelled or fails, the
+    /// exchange is of no more use.
     ///
     /// # Errors
     /// [`LinkError::Refused`] when the peer says no, [`LinkError::Short`] when the answer has
@@ -146,10 +138,8 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        // quinn would stop a stream that has ended, with a packet that nobody needs.
-        if peek_end(&mut self.recv) != Follows::Nothing {
-            let _ = self.recv.stop(CloseCode::Done.number().into());
-            let _ = self.send.reset(CloseCode::Done.number().into());
-        }
+        // quinn stops a stream whose end was not seen, also one that has ended: a packet that
+        // nobody needs.
+        peek_end(&mut self.recv);
     }
 }

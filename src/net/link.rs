@@ -164,15 +164,15 @@ impl Link {
                 Err(error) => return Err(LinkError::Lost(error.to_string())),
             }
             let _ = send.finish();
-            Ok((send, recv))
+            Ok(recv)
         };
-        let (send, recv) = timeout(allowed, send)
+        let recv = timeout(allowed, send)
             .await
             .map_err(|_| LinkError::TimedOut {
                 what: "the request was not taken",
                 within: allowed,
             })??;
-        Ok(Exchange::new(up, patience, send, recv, sent))
+        Ok(Exchange::new(up, patience, recv, sent))
     }
 
     async fn up(&self, dial_now: bool) -> Result<Arc<Up>, LinkError> {

@@ -178,6 +178,18 @@ impl Pair {
     }
 }
 
+/// Waits for what must come soon; a test that would wait for ever fails instead.
+async fn eventually<F: Future<Output = bool>>(condition: impl Fn() -> F) {
+    let wait = async {
+        while !condition().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), wait)
+        .await
+        .expect("it never came");
+}
+
 async fn status(link: &Link) -> Result<String, LinkError> {
     let mut exchange = link
         .call(&Request::GetStatus, Bytes::new(), patience())

@@ -291,7 +291,5 @@ async fn a_dropped_link_closes_its_connection() {
     let link = pair.link();
     status(&link).await.expect("up");
     drop(link);
-    while pair.coordinator.connections() + pair.worker.connections() > 0 {
-        tokio::task::yield_now().await;
-    }
+    eventually(async || pair.coordinator.connections() + pair.worker.connections() == 0).await;
 }

@@ -258,13 +258,13 @@ async fn connections_beyond_the_limit_are_refused_and_room_comes_back() {
         ..patience()
     };
     // The close of the first one is on its way.
-    while again
-        .call(&Request::GetStatus, Bytes::new(), dial)
-        .await
-        .is_err()
-    {
-        tokio::task::yield_now().await;
-    }
+    let call = async || {
+        again
+            .call(&Request::GetStatus, Bytes::new(), dial)
+            .await
+            .is_ok()
+    };
+    eventually(call).await;
 }
 
 #[tokio::test]
