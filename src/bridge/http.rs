@@ -44,6 +44,7 @@ mod respond;
 mod routes;
 mod server;
 mod socket;
+mod stall;
 #[cfg(test)]
 mod tests;
 
@@ -61,6 +62,10 @@ pub const MAX_CONNECTIONS: usize = 256;
 /// How long a client may take to send the head of a request, and how long an idle connection is
 /// kept for its next one.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A connection whose client takes no byte of its answer for this long is closed, as it holds a
+/// place.
+pub const WRITE_STALL: Duration = Duration::from_secs(60);
 
 /// How long a body may take to arrive. A later one is refused with `slow-body`.
 pub const BODY_TIMEOUT: Duration = Duration::from_secs(60);

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use super::gate::Door;
 use super::routes::{Surface, router};
 use super::socket::{self, SocketError, SocketFile};
+use super::stall::Stalls;
 use super::{HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_UPLOADS, Node, STOP_DEADLINE};
 
 /// Where to listen, and for whom.
@@ -182,7 +183,7 @@ async fn connection<I>(
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT);
     let service = TowerToHyperService::new(router);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(Stalls::new(io)), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stopped(&mut stopping) => {

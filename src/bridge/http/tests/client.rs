@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
-use super::{Daemon, TestNode, socket_in};
+use super::{Backup, Daemon, TestNode, socket_in};
 use crate::answer::{Failure, GetError, Hop, HopFailure, LastKnown, Query, Target};
 use crate::api::Api;
 use crate::api::conformance::{body, check, name, strict};
@@ -266,18 +266,23 @@ async fn a_backup_comes_whole_or_not_at_all() {
             .all(|(chunk, byte)| chunk == [byte; 10_000])
     );
 
-    let mut node = TestNode::new();
-    node.backup = Some(|out| {
-        out.write_all(b"the first part")?;
-        Err(io::Error::other("the disk is gone"))
-    });
-    let daemon = Daemon::start(node).await;
-    let error = client(&daemon)
-        .await
-        .backup(&mut Vec::new())
-        .await
-        .expect_err("cut");
-    assert_eq!(error.code, "unreachable");
+    let breaks: [Backup; 2] = [
+        |out| {
+            out.write_all(b"the first part")?;
+            Err(io::Error::other("the disk is gone"))
+        },
+        |out| {
+            out.write_all(b"the first part")?;
+            panic!("a defect")
+        },
+    ];
+    for backup in breaks {
+        let mut node = TestNode::new();
+        node.backup = Some(backup);
+        let daemon = Daemon::start(node).await;
+        let cut = client(&daemon).await.backup(&mut Vec::new()).await;
+        assert_eq!(cut.expect_err("cut").code, "unreachable");
+    }
 }
 
 #[tokio::test]

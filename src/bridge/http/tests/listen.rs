@@ -6,19 +6,25 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Daemon, TestNode, connect, exchange, socket_in};
 use crate::answer::{Answer, Query};
 use crate::api::conformance::{body, one};
 use crate::api::shelf::Shelf;
 use crate::api::{Api, Reply};
-use crate::bridge::http::{HttpOptions, Node, ServeError, Server, SocketError, UnixOptions};
+use crate::bridge::http::{
+    HttpOptions, MAX_CONNECTIONS, MAX_UPLOADS, Node, ServeError, Server, SocketError, UnixOptions,
+    WRITE_STALL,
+};
 use crate::proto::wire::{GetLog, List, Listing, Log};
-use crate::spec::Syntax;
+use crate::spec::{Spec, Syntax};
 
 async fn bind(path: PathBuf, group: Option<&str>) -> Result<Server, ServeError> {
     let group = group.map(Into::into);
@@ -290,9 +296,13 @@ async fn a_stop_closes_idle_connections() {
     while !reply.ends_with(b"ok\n") {
         assert_ne!(kept.read_buf(&mut reply).await.expect("answered"), 0);
     }
+    // The clock only moves when nothing but a timer is left: here, if the stop waited for them.
+    tokio::time::pause();
+    let before = Instant::now();
     daemon.stop.send(()).expect("running");
     assert_eq!(kept.read_buf(&mut reply).await.expect("closed"), 0);
     daemon.running.await.expect("ended");
+    assert_eq!(before.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test]
@@ -310,4 +320,79 @@ async fn a_stop_cuts_off_what_does_not_end() {
     let mut reply = Vec::new();
     stuck.read_to_end(&mut reply).await.expect("closed");
     assert_eq!(reply, b"");
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_beyond_the_limit_wait_for_a_place() {
+    let daemon = Daemon::start(TestNode::new()).await;
+    let mut held = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        held.push(connect(&daemon.path()).await);
+    }
+    let mut late = connect(&daemon.path()).await;
+    let request = b"GET /healthz HTTP/1.1\r\nHost: larder\r\n\r\n";
+    late.write_all(request).await.expect("sent");
+    let mut reply = Vec::new();
+    let early = timeout(Duration::from_secs(1), late.read_buf(&mut reply)).await;
+    assert!(early.is_err(), "all places are taken");
+    held.pop();
+    assert_ne!(late.read_buf(&mut reply).await.expect("answered"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn uploads_beyond_the_limit_are_told_to_come_back() {
+    let daemon = Daemon::start(TestNode::new()).await;
+    let mut uploads = JoinSet::new();
+    for _ in 0..=MAX_UPLOADS {
+        let stream = connect(&daemon.path()).await;
+        // The body never comes, so each keeps its place until its time is over.
+        let head = "PUT /v1/specs/a\nHost: larder\nContent-Length: 9";
+        uploads.spawn(async move { exchange(stream, head, b"").await });
+    }
+    let (mut busy, mut slow) = (0, 0);
+    while let Some(reply) = uploads.join_next().await {
+        let reply = reply.expect("answered");
+        match reply.error() {
+            (503, code) if code == "busy" && reply.header("retry-after") == "1" => busy += 1,
+            (408, code) if code == "slow-body" => slow += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((busy, slow), (1, MAX_UPLOADS));
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_head_is_cut_off() {
+    let daemon = Daemon::start(TestNode::new()).await;
+    let mut slow = connect(&daemon.path()).await;
+    slow.write_all(b"GET /healthz HTTP/1.1\r\nHost: ")
+        .await
+        .expect("sent");
+    let mut reply = Vec::new();
+    slow.read_to_end(&mut reply).await.expect("closed");
+    assert!(!reply.starts_with(b"HTTP/1.1 200"), "{reply:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_is_cut_off() {
+    let node = TestNode::new();
+    let bytes = vec![b'a'; 1_000_000];
+    let spec = Spec::new(bytes.into());
+    node.shelf
+        .put_body(spec.clone(), Syntax::AnyText)
+        .await
+        .expect("stored");
+    let daemon = Daemon::start(node).await;
+    let mut lazy = connect(&daemon.path()).await;
+    let request = format!(
+        "GET /v1/blobs/{} HTTP/1.1\r\nHost: larder\r\n\r\n",
+        spec.hash()
+    );
+    lazy.write_all(request.as_bytes()).await.expect("sent");
+    let mut reply = vec![0];
+    lazy.read_exact(&mut reply).await.expect("answered");
+    tokio::time::pause();
+    sleep(WRITE_STALL * 2).await;
+    lazy.read_to_end(&mut reply).await.expect("closed");
+    assert!(reply.len() < 1_000_000, "{} bytes were sent", reply.len());
 }

@@ -170,3 +170,17 @@ async fn a_node_that_takes_no_publishes_says_where_to_go() {
     }
     assert_eq!(daemon.ask("GET /healthz").await.status, 200);
 }
+
+#[tokio::test]
+async fn a_client_that_sends_first_still_reads_why_it_was_refused() {
+    // More than the kernel holds: unread, it would break the client's write.
+    let big = vec![b'a'; 4 << 20];
+    let daemon = Daemon::start(TestNode::new()).await;
+    let reply = daemon.send("PUT /v1/specs/a", &big).await;
+    assert_eq!(reply.error(), (413, "too-large".into()));
+    let mut node = TestNode::new();
+    node.writable = false;
+    let daemon = Daemon::start(node).await;
+    let reply = daemon.send("PUT /v1/specs/a", &big).await;
+    assert_eq!(reply.error(), (403, "not-allowed".into()));
+}
