@@ -187,6 +187,8 @@ pub struct ClientConfig {
     pub coordinator_sockets: Vec<PathBuf>,
     /// Addresses of the coordinator for QUIC, up to 16. Default none.
     pub coordinators: Vec<Address>,
+    /// Whether those came from the command line, and so go before a local socket.
+    pub coordinators_asked_for: bool,
     /// Who this client is, for QUIC; `None` when no identity directory was found.
     pub identity: Option<IdentityPaths>,
     /// Where identity directories were looked for.
@@ -241,6 +243,14 @@ impl CoordinatorConfig {
         };
         Ok(pick.loaded(config))
     }
+
+    /// Only where the store lies, for commands that work on it while no coordinator runs.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when that option is wrong.
+    pub fn load_store(sources: &Sources) -> Result<StoreChoice, ConfigError> {
+        store(&mut Picker::new(sources, Kind::Coordinator)?)
+    }
 }
 
 impl WorkerConfig {
@@ -293,6 +303,7 @@ impl ClientConfig {
         let surroundings = &sources.surroundings;
         let config = Self {
             coordinators: pick.list(Field::Coordinators, MAX_COORDINATORS)?,
+            coordinators_asked_for: sources.flags.has(Field::Coordinators),
             deadline: deadline(&mut pick)?,
             max_spec_len: max_spec_len(&mut pick)?,
             socket: pick.path(Field::Socket)?,

@@ -34,6 +34,11 @@ impl Options {
     pub fn set_switch(&mut self, field: Field, on: bool) -> &mut Self {
         self.set(field, on.then_some(true))
     }
+
+    /// Whether an option is set.
+    pub fn has(&self, field: Field) -> bool {
+        self.0.contains_key(&field)
+    }
 }
 
 /// Where a value came from.

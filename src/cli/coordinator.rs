@@ -1,0 +1,43 @@
+use larder::config::{CoordinatorConfig, Field};
+
+use super::complaint::Complaint;
+use super::logging;
+use super::option::{DaemonArgs, GlobalArgs};
+
+/// Run the coordinator, which holds the catalog.
+///
+/// There is one per cluster. It keeps a journal that survives a power cut, answers reads and
+/// takes publishes over QUIC and on its local socket. SIGTERM ends it after requests in progress;
+/// SIGHUP reads certificates and the trust file again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "EXAMPLES
+  larder coordinator --certs certs/coordinator/c1
+  larder coordinator --listen 0.0.0.0:7457 --store /srv/larder
+  larder coordinator --store none          hold no catalog, say so to whoever asks
+  larder config check coordinator          show every option and its origin")]
+pub(crate) struct Args {
+    /// Key that signs heads, instead of DIR/head.key
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    head_key: Option<String>,
+    /// Start a new epoch, so that workers accept a catalog that went back on purpose
+    #[arg(long)]
+    new_epoch: bool,
+    #[command(flatten)]
+    daemon: DaemonArgs,
+}
+
+pub(crate) fn run(args: &Args, global: &GlobalArgs) -> anyhow::Result<()> {
+    let sources = global.sources(|flags| {
+        args.daemon.add(flags);
+        flags
+            .set(Field::HeadKey, args.head_key.as_ref())
+            .set_switch(Field::NewEpoch, args.new_epoch);
+    });
+    let config = CoordinatorConfig::load(&sources)?.config;
+    logging::start(&config.log)?;
+    serve(config)
+}
+
+fn serve(_config: CoordinatorConfig) -> anyhow::Result<()> {
+    Err(Complaint::not_built("coordinator").into())
+}

@@ -1,0 +1,51 @@
+use larder::config::{Field, WorkerConfig};
+
+use super::complaint::Complaint;
+use super::logging;
+use super::option::{DaemonArgs, GlobalArgs};
+
+/// Run a worker, which answers reads beside an engine.
+///
+/// It keeps the bytes of what was read, asks the coordinator what is current, and fetches bytes
+/// from peers when the coordinator cannot give them. SIGTERM ends it after requests in progress;
+/// SIGHUP reads certificates and the trust file again.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "EXAMPLES
+  larder worker --coordinator c1.example:7457 --certs certs/worker/w1
+  larder worker --coordinator c1:7457,c2:7457 --peer w2:7458 --peer w3:7458
+  curl --unix-socket /run/larder/worker.sock http://larder/v1/specs/etl/daily
+  larder config check worker               show every option and its origin")]
+pub(crate) struct Args {
+    /// Address of the coordinator; repeat it for more [env: LARDER_COORDINATORS]
+    #[arg(long = "coordinator", value_name = "HOST:PORT")]
+    coordinators: Vec<String>,
+    /// Another worker to fetch bytes from; repeat it for more [env: LARDER_PEERS]
+    #[arg(long = "peer", value_name = "HOST:PORT")]
+    peers: Vec<String>,
+    /// How many bytes of definitions to keep, such as 512MiB [env: LARDER_STORE_BUDGET]
+    #[arg(long, value_name = "SIZE")]
+    store_budget: Option<String>,
+    /// How long a read may take unless it says otherwise [env: LARDER_DEADLINE]
+    #[arg(long, value_name = "TIME")]
+    deadline: Option<String>,
+    #[command(flatten)]
+    daemon: DaemonArgs,
+}
+
+pub(crate) fn run(args: &Args, global: &GlobalArgs) -> anyhow::Result<()> {
+    let sources = global.sources(|flags| {
+        args.daemon.add(flags);
+        flags
+            .set_list(Field::Coordinators, &args.coordinators)
+            .set_list(Field::Peers, &args.peers)
+            .set(Field::StoreBudget, args.store_budget.as_ref())
+            .set(Field::Deadline, args.deadline.as_ref());
+    });
+    let config = WorkerConfig::load(&sources)?.config;
+    logging::start(&config.log)?;
+    serve(config)
+}
+
+fn serve(_config: WorkerConfig) -> anyhow::Result<()> {
+    Err(Complaint::not_built("worker").into())
+}
