@@ -382,3 +382,65 @@ fn a_client_needs_nothing_and_says_where_it_looked() {
         home.path("home/.config/larder/certs/reader/ca.pem")
     );
 }
+
+#[test]
+fn the_sample_file_is_good_for_every_role() {
+    let mut home = Home::new();
+    home.sources.flags = Options::default();
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/larder.yaml");
+    home.sources.file = Some(sample.clone());
+    let worker = home.worker().expect("good").config;
+    assert_eq!(worker.listen.port(), 7458);
+    let coordinator = CoordinatorConfig::load(&home.sources).expect("good").config;
+    assert_eq!(
+        coordinator.local.socket,
+        Path::new("/run/larder/coordinator.sock")
+    );
+    let client = ClientConfig::load(&home.sources).expect("good").config;
+    assert_eq!(client.coordinators.len(), 1);
+
+    // What is commented out is good, too, once the marks are gone.
+    let text = std::fs::read_to_string(sample).expect("readable");
+    let is_option = |line: &str| {
+        line.split(": ")
+            .next()
+            .is_some_and(|key| Field::ALL.iter().any(|field| field.name() == key.trim()))
+    };
+    let all: String = text
+        .lines()
+        .map(|line| match line.replacen("# ", "", 1) {
+            bare if line.trim_start().starts_with('#') && is_option(&bare) => bare + "\n",
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    assert!(all.contains("\nmax_spec_len: 1MiB\n") && all.contains("\n  cert: /run/spire"));
+    home.sources.file = Some(home.write("all.yaml", &all));
+    let client = ClientConfig::load(&home.sources).expect("good").config;
+    assert!(client.identity.is_some());
+    assert_eq!(home.worker().expect("good").config.peers.len(), 2);
+    let defaults = default_texts(&home);
+    for (field, default) in defaults {
+        let commented = format!("{field}: {default}\n");
+        assert!(
+            all.contains(&commented),
+            "the sample does not show `{commented}`"
+        );
+    }
+}
+
+/// Options that the sample shows with their defaults.
+fn default_texts(home: &Home) -> Vec<(Field, String)> {
+    let mut bare = Home::new();
+    bare.sources.surroundings = home.sources.surroundings.clone();
+    let shown = [
+        Field::MaxSpecLen,
+        Field::Deadline,
+        Field::LogFormat,
+        Field::StoreBudget,
+    ];
+    let effective = bare.worker().expect("good").effective.into_iter();
+    effective
+        .filter(|entry| shown.contains(&entry.field))
+        .map(|entry| (entry.field, entry.values.concat()))
+        .collect()
+}

@@ -294,3 +294,56 @@ fn a_prefix_is_part_of_a_name() {
         assert!(parse_prefix(bad).is_err(), "{bad}");
     }
 }
+
+/// Names that a definition refers to and does not hold itself.
+fn references(text: &str) -> Vec<String> {
+    fn collect(value: &serde_yaml::Value, found: &mut Vec<String>) {
+        match value {
+            serde_yaml::Value::Mapping(mapping) => {
+                let text = |key: &str| mapping.get(key).and_then(serde_yaml::Value::as_str);
+                let with = mapping.get("with").and_then(|with| with.get("dag"));
+                let dag = with.and_then(serde_yaml::Value::as_str);
+                let is_run = text("action").is_some_and(|action| action.starts_with("dag."));
+                found.extend(dag.filter(|_| is_run).map(str::to_owned));
+                found.extend(text("call").map(str::to_owned));
+                mapping.iter().for_each(|(_, value)| collect(value, found));
+            }
+            serde_yaml::Value::Sequence(items) => {
+                items.iter().for_each(|item| collect(item, found));
+            }
+            _ => {}
+        }
+    }
+    let (mut found, mut own) = (Vec::new(), Vec::new());
+    for document in serde_yaml::Deserializer::from_str(text) {
+        let value: serde_yaml::Value =
+            serde::Deserialize::deserialize(document).expect("checked before");
+        own.extend(
+            value
+                .get("name")
+                .and_then(|name| name.as_str())
+                .map(str::to_owned),
+        );
+        collect(&value, &mut found);
+    }
+    found.retain(|name| !own.contains(name));
+    found
+}
+
+#[test]
+fn the_examples_are_good_and_refer_only_to_each_other() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let (names, said) = gathered(&args(&[&examples])).expect("good");
+    assert_eq!((names.len(), said.as_str()), (15, ""));
+    let mut referred = Vec::new();
+    for name in &names {
+        let text = std::fs::read_to_string(examples.join(format!("{name}.yaml")));
+        referred.extend(references(&text.expect("readable")));
+    }
+    for name in &referred {
+        assert!(names.contains(name), "there is no example `{name}`");
+    }
+    for name in names.iter().filter(|name| *name != "nightly") {
+        assert!(referred.contains(name), "no example refers to `{name}`");
+    }
+}
