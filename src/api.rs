@@ -14,8 +14,8 @@ use std::pin::Pin;
 
 use crate::answer::{Answer, Failure, Query};
 use crate::proto::code::Code;
-use crate::proto::wire::{GetLog, List, Listing, Log, Publish, PublishedRev};
-use crate::spec::{Spec, SpecHash, Syntax};
+use crate::proto::wire::{GetLog, List, Listing, Log, Publish, PublishName, PublishedRev};
+use crate::spec::{NameError, Spec, SpecHash, SpecName, Syntax};
 
 /// A future that an [`Api`] method returns.
 pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'a>>;
@@ -60,6 +60,37 @@ pub trait Api: Send + Sync {
         let _ = publish;
         read_only()
     }
+}
+
+/// Publishes one definition, or deletes one, without a key: body first, then the change.
+///
+/// # Errors
+/// The [`Failure`] of whichever step failed.
+pub async fn publish_one(
+    api: &dyn Api,
+    name: &str,
+    spec: Option<Spec>,
+) -> Result<PublishedRev, Failure> {
+    let invalid = |error: NameError| Failure::new(Code::Invalid.as_str(), error.to_string());
+    let name: SpecName = name.parse().map_err(invalid)?;
+    let (hash, len) = match &spec {
+        Some(spec) => (Some(spec.hash()), spec.len()),
+        None => (None, 0),
+    };
+    if let Some(spec) = spec {
+        api.put_body(spec, Syntax::Yaml).await?;
+    }
+    api.publish(Publish {
+        key: None,
+        note: String::new(),
+        changes: vec![PublishName {
+            name,
+            hash,
+            len,
+            expect: None,
+        }],
+    })
+    .await
 }
 
 fn read_only<T: Send + 'static>() -> Reply<'static, T> {

@@ -289,6 +289,28 @@ impl WorkerStore {
         held::read_all(&**self.store())
     }
 
+    /// Forgets everything that is remembered about names: it belongs to an epoch that is over.
+    ///
+    /// # Errors
+    /// [`StoreError`]; some of it may be forgotten then.
+    pub fn forget_held(&self) -> Result<(), StoreError> {
+        let _writer = self.writer();
+        let store = self.store();
+        loop {
+            let lines = store.scan(Tree::Held, &[], MAX_BATCH)?;
+            if lines.is_empty() {
+                break;
+            }
+            let mut batch = Batch::new();
+            for (key, _) in &lines {
+                batch.remove(Tree::Held, key);
+            }
+            store.apply(&batch)?;
+        }
+        self.usage().held = Recency::default();
+        Ok(())
+    }
+
     /// Whose catalog this store follows.
     ///
     /// # Errors

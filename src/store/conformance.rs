@@ -103,8 +103,8 @@ fn a_scan_is_ordered_bounded_and_starts_where_it_is_told(store: &dyn Store) {
     assert_eq!(keys(0, 10), [1, 2, 20, 256, 300]);
     assert_eq!(keys(2, 3), [2, 20, 256], "the start is included");
     assert_eq!(keys(3, 1), [20]);
-    assert_eq!(keys(301, 10), []);
-    assert_eq!(keys(0, 0), []);
+    assert!(keys(301, 10).is_empty());
+    assert!(keys(0, 0).is_empty());
 }
 
 fn a_batch_that_is_too_long_changes_nothing(store: &dyn Store) {

@@ -1,0 +1,283 @@
+//! The coordinator: the daemon that says what is current. Wiring only; what it decides stands in
+//! [`proto::coordinator`](crate::proto::coordinator).
+
+mod engine;
+mod local;
+mod service;
+mod writer;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use self::engine::Engine;
+use crate::api::Api;
+use crate::catalog::{CatalogId, Entry, HeadKey, HeadVerifier};
+use crate::clock;
+use crate::config::{CoordinatorConfig, StoreChoice};
+use crate::daemon::{self, RunError};
+use crate::identity::Role;
+use crate::net::{Endpoint, EndpointOptions, Limits, Runtime};
+use crate::proto::code::{Code, Refusal};
+use crate::proto::coordinator::{Coordinator as Machine, Input, Ledger, ReplayError, Retention};
+use crate::store::meta::Meta;
+use crate::store::vault::{DEFAULT_CACHE_BYTES, Vault};
+use crate::trust::Identity;
+
+/// A coordinator within this process; it ends with [`Coordinator::stop`].
+pub struct Coordinator {
+    node: Arc<Node>,
+    runtime: Runtime,
+    storage: Option<JoinHandle<()>>,
+}
+
+/// What lives as long as the coordinator.
+struct Node {
+    /// `None`: started without a store, it holds no catalog.
+    engine: Option<Arc<Engine>>,
+    endpoint: Endpoint,
+    store_dir: Option<PathBuf>,
+    max_spec_len: u64,
+    started: Instant,
+}
+
+impl Node {
+    fn engine(&self) -> Option<&Arc<Engine>> {
+        self.engine.as_ref()
+    }
+
+    fn catalog(&self) -> Result<&Arc<Engine>, Refusal> {
+        self.engine.as_ref().ok_or_else(|| {
+            let message = "no catalog here: this coordinator was started without a store";
+            Refusal::new(Code::NoCatalog, message)
+        })
+    }
+
+    fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    fn store_dir(&self) -> Option<&Path> {
+        self.store_dir.as_deref()
+    }
+
+    fn max_spec_len(&self) -> u64 {
+        self.max_spec_len
+    }
+
+    fn started(&self) -> Instant {
+        self.started
+    }
+}
+
+impl Coordinator {
+    /// Opens the store, replays the journal, binds the UDP port and serves.
+    ///
+    /// # Errors
+    /// [`RunError`]; nothing that was acknowledged has changed then.
+    pub fn start(config: &CoordinatorConfig) -> Result<Self, RunError> {
+        let identity = daemon::load_identity(&config.identity)?;
+        if identity.uri().role() != Role::Coordinator {
+            return Err(RunError::Role {
+                wanted: Role::Coordinator,
+                uri: identity.uri().clone(),
+            });
+        }
+        let runtime = Runtime::start().map_err(RunError::Thread)?;
+        let opened = match &config.store {
+            StoreChoice::None => None,
+            StoreChoice::Directory(dir) => Some(open(dir, &identity, config.max_spec_len)?),
+        };
+        let options = EndpointOptions {
+            reset_key: opened
+                .as_ref()
+                .map_or_else(rand::random, |(_, _, key)| *key),
+            agent: daemon::agent(),
+            max_spec_len: config.max_spec_len,
+            limits: Limits::default(),
+        };
+        let endpoint = Endpoint::bind(runtime.handle(), config.listen, identity, options)?;
+        let mut engine = None;
+        let mut storage = None;
+        if let Some((vault, machine, _)) = opened {
+            let (started, thread) = start_engine(vault, machine, &runtime)?;
+            if config.new_epoch {
+                let unix_ms = clock::unix_ms();
+                started.drive(Input::NewEpoch { unix_ms });
+            }
+            engine = Some(started);
+            storage = Some(thread);
+        }
+        let node = Arc::new(Node {
+            engine,
+            endpoint,
+            store_dir: match &config.store {
+                StoreChoice::Directory(dir) => Some(dir.clone()),
+                StoreChoice::None => None,
+            },
+            max_spec_len: config.max_spec_len,
+            started: Instant::now(),
+        });
+        let serving = service::Serving(Arc::clone(&node));
+        node.endpoint.serve(Arc::new(serving));
+        Ok(Self {
+            node,
+            runtime,
+            storage,
+        })
+    }
+
+    /// What this coordinator can be asked, in the form that all ways in share.
+    pub fn api(&self) -> &dyn Api {
+        &self.node
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> std::net::SocketAddr {
+        self.node.endpoint.local_addr()
+    }
+
+    /// Takes no further request, finishes what is in progress within a few seconds, tells the
+    /// workers, and closes the store.
+    pub async fn stop(self) {
+        let endpoint = self.node.endpoint.clone();
+        let drained = self.runtime.handle().spawn(async move {
+            endpoint.drain(daemon::DRAIN).await;
+        });
+        let _ = drained.await;
+        // The tasks hold the engine, and the engine the queue to the storage thread.
+        self.runtime.stop();
+        drop(self.node);
+        if let Some(storage) = self.storage
+            && storage.join().is_err()
+        {
+            tracing::error!("the storage thread panicked");
+        }
+    }
+}
+
+fn start_engine(
+    vault: Vault,
+    machine: Machine,
+    runtime: &Runtime,
+) -> Result<(Arc<Engine>, JoinHandle<()>), RunError> {
+    let (jobs, queue) = writer::queue();
+    let engine = Engine::new(
+        machine,
+        vault.reader(),
+        jobs,
+        vault.journal_len(),
+        runtime.handle(),
+    );
+    let weak = Arc::downgrade(&engine);
+    let thread = std::thread::Builder::new()
+        .name("larder-journal".into())
+        .spawn(move || {
+            writer::run(vault, &queue, |written, journal_len| {
+                if let Some(engine) = weak.upgrade() {
+                    engine.written(written, journal_len);
+                }
+            });
+        })
+        .map_err(RunError::Thread)?;
+    // Whatever was pending rolls forward.
+    engine.drive(Input::Wake);
+    Ok((engine, thread))
+}
+
+/// Opens the store in `dir` and replays its journal.
+fn open(
+    dir: &Path,
+    identity: &Identity,
+    max_spec_len: u64,
+) -> Result<(Vault, Machine, [u8; 32]), RunError> {
+    let key = head_key(identity)?;
+    let mut ledger: Option<Result<Ledger, ReplayError>> = None;
+    let (mut vault, opened) = Vault::open(dir, DEFAULT_CACHE_BYTES, |entry| {
+        ledger = Some(match ledger.take() {
+            None => Ledger::begin(entry),
+            Some(Ok(mut before)) => before.replay(entry.clone()).map(|()| before),
+            Some(Err(error)) => Err(error),
+        });
+    })
+    .map_err(RunError::Vault)?;
+    let ledger = match ledger {
+        Some(replayed) => replayed.and_then(Ledger::finish)?,
+        None => begin(&mut vault, &key)?,
+    };
+    let reset_key = Meta::of(&**vault.view())
+        .reset_key(rand::random())
+        .map_err(|error| RunError::Disk(crate::worker::with_causes(&error)))?;
+    let view = ledger.view();
+    tracing::info!(
+        store = %dir.display(),
+        catalog = %view.catalog,
+        epoch = %view.epoch,
+        revision = %view.records.rev(),
+        names = view.records.names(),
+        bodies = opened.bodies,
+        torn_bytes = opened.torn_bytes,
+        "store open"
+    );
+    let retention = Retention::default();
+    let unix_ms = clock::unix_ms();
+    let machine = Machine::new(ledger, Arc::new(key), retention, max_spec_len, unix_ms);
+    Ok((vault, machine, reset_key))
+}
+
+/// Makes a new catalog.
+fn begin(vault: &mut Vault, key: &HeadKey) -> Result<Ledger, RunError> {
+    let genesis: Entry = Machine::genesis(CatalogId::from_bytes(rand::random()), key);
+    let disk = |error: crate::store::journal::AppendError| {
+        RunError::Disk(crate::worker::with_causes(&error))
+    };
+    vault.append(&genesis).map_err(disk)?;
+    vault.sync().map_err(disk)?;
+    Ok(Ledger::begin(&genesis).and_then(Ledger::finish)?)
+}
+
+/// The key that signs heads; it must be one that workers pin.
+fn head_key(identity: &Identity) -> Result<HeadKey, RunError> {
+    let credentials = identity.current();
+    let Some(key) = credentials.head_key() else {
+        return Err(RunError::HeadKey("a coordinator needs its `head.key`"));
+    };
+    let probe = b"larder head key check";
+    let signature = crate::catalog::HeadSigner::sign(key, probe);
+    if !credentials.trust().head_keys().verify(probe, &signature) {
+        return Err(RunError::HeadKey(
+            "the public half of `head.key` is not among `head_keys` in trust.yaml, so no worker would believe this coordinator",
+        ));
+    }
+    Ok(key.clone())
+}
+
+/// Runs a coordinator until `shutdown`.
+///
+/// # Errors
+/// [`RunError`] when it cannot start; nothing that was acknowledged has changed then.
+pub async fn run(
+    config: CoordinatorConfig,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    daemon::install_metrics();
+    let coordinator = Coordinator::start(&config)?;
+    let node = Arc::clone(&coordinator.node);
+    let server = daemon::local(&config.local, Arc::new(local::Local(Arc::clone(&node)))).await?;
+    tracing::info!(
+        uri = %node.endpoint.identity().uri(),
+        listen = %node.endpoint.local_addr(),
+        socket = %config.local.socket.display(),
+        http = server.tcp_addr().map(tracing::field::display),
+        "coordinator ready"
+    );
+    let endpoint = node.endpoint.clone();
+    drop(node);
+    daemon::serve_local(server, endpoint.identity(), shutdown).await;
+    tracing::info!("coordinator stopping");
+    drop(endpoint);
+    coordinator.stop().await;
+    Ok(())
+}

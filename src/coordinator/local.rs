@@ -1,0 +1,192 @@
+use std::io;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::Node;
+use crate::answer::{Answer, Failure, Freshness, Hop, Mode, Proof, Query, Snapshot, Target};
+use crate::api::{Api, Reply};
+use crate::bridge::http;
+use crate::catalog::Revision;
+use crate::proto::code::{Code, Refusal};
+use crate::proto::wire::{GetLog, List, Listing, Log, Publish, PublishedRev, Resolve, ResolveName};
+use crate::spec::{Spec, SpecHash, Syntax};
+use crate::{clock, daemon};
+
+/// Who published through the local socket, where the file mode is the permission.
+const LOCAL: &str = "local";
+
+impl Node {
+    /// What this coordinator thinks of itself.
+    pub(super) fn status_json(&self) -> serde_json::Value {
+        let mut status = json!({
+            "role": "coordinator",
+            "uri": self.endpoint().identity().uri(),
+            "version": daemon::VERSION,
+            "listen": self.endpoint().local_addr().to_string(),
+            "uptime_s": self.started().elapsed().as_secs(),
+            "connections": self.endpoint().connections(),
+            "store": self.store_dir(),
+        });
+        let Some(engine) = self.engine() else {
+            status["catalog"] = serde_json::Value::Null;
+            return status;
+        };
+        let view = engine.view();
+        let machine = engine.machine();
+        status["catalog"] = json!(view.catalog);
+        status["epoch"] = json!(view.epoch);
+        status["revision"] = json!(view.records.rev());
+        status["oldest_revision"] = json!(view.records.oldest());
+        status["names"] = json!(view.records.names());
+        status["pending"] = json!(machine.pending());
+        status["idempotency_keys"] = json!(machine.ledger().keys());
+        status["journal_bytes"] = json!(engine.journal_len());
+        status["failed"] = json!(machine.lost());
+        status
+    }
+
+    async fn read(&self, query: Query) -> Result<Answer, Failure> {
+        let began = clock::now();
+        let engine = self.catalog()?;
+        let hop = Hop::Disk;
+        let (spec, snapshot, record_rev, mode) = match &query.target {
+            Target::Hash(hash) => {
+                let Some(spec) = engine.body(*hash, None).await? else {
+                    let message = format!("no definition has the hash {}", hash.short());
+                    return Err(Failure::new(Code::NotFound.as_str(), message));
+                };
+                (Some(spec), None, None, Mode::Pinned)
+            }
+            Target::Name(name) => {
+                let at = match query.freshness {
+                    Freshness::Strict => None,
+                    Freshness::At(at) => Some(at),
+                };
+                let (name, body) = (name.clone(), true);
+                let names = vec![ResolveName {
+                    name,
+                    if_hash: None,
+                    body,
+                }];
+                let (opening, versions) = engine.view().resolve(&Resolve { at, names })?;
+                let version = versions.into_iter().flatten().next();
+                let spec = match version.and_then(|version| version.content.hash()) {
+                    Some(hash) => {
+                        let Some(spec) = engine.body(hash, None).await? else {
+                            let message = "the coordinator's copy of these bytes is gone";
+                            return Err(Failure::new(Code::Damaged.as_str(), message));
+                        };
+                        Some(spec)
+                    }
+                    None => None,
+                };
+                let snapshot = Snapshot {
+                    catalog: opening.catalog,
+                    epoch: opening.epoch,
+                    rev: opening.rev,
+                };
+                let mode = at.map_or(Mode::Asked, |_| Mode::At);
+                let rev = version.map(|version| version.rev);
+                (spec, Some(snapshot), rev, mode)
+            }
+        };
+        let took = clock::now().since(began);
+        let age_us = match mode {
+            Mode::Asked => u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            Mode::At | Mode::Pinned => 0,
+        };
+        Ok(Answer {
+            spec,
+            proof: Proof {
+                mode,
+                snapshot,
+                record_rev: record_rev.filter(|rev| *rev > Revision::ZERO),
+                source: hop,
+                age_us,
+            },
+            failed: Vec::new(),
+            took,
+        })
+    }
+}
+
+impl Api for Arc<Node> {
+    fn get(&self, query: Query) -> Reply<'_, Answer> {
+        Box::pin(async move { self.read(query).await })
+    }
+
+    fn list(&self, list: List) -> Reply<'_, Listing> {
+        Box::pin(async move { Ok(self.catalog()?.view().list(&list)?) })
+    }
+
+    fn log(&self, get: GetLog) -> Reply<'_, Log> {
+        Box::pin(async move { Ok(self.catalog()?.machine().ledger().log(&get)) })
+    }
+
+    fn status(&self) -> Reply<'_, serde_json::Value> {
+        Box::pin(async move { Ok(self.status_json()) })
+    }
+
+    fn missing(&self, hashes: Vec<SpecHash>) -> Reply<'_, Vec<SpecHash>> {
+        Box::pin(async move { Ok(self.catalog()?.missing(hashes)) })
+    }
+
+    fn put_body(&self, spec: Spec, syntax: Syntax) -> Reply<'_, ()> {
+        Box::pin(async move {
+            let max_len = self.max_spec_len();
+            // YAML takes a millisecond where a frame takes microseconds.
+            let checked = tokio::task::spawn_blocking(move || {
+                syntax.check(spec.bytes(), max_len).map(|()| spec)
+            });
+            let spec = match checked.await {
+                Ok(checked) => checked.map_err(daemon::bad_syntax)?,
+                Err(_) => {
+                    return Err(Refusal::new(Code::Internal, "the YAML check failed").into());
+                }
+            };
+            Ok(self.catalog()?.stage(spec).await?)
+        })
+    }
+
+    fn publish(&self, publish: Publish) -> Reply<'_, PublishedRev> {
+        Box::pin(async move { Ok(self.catalog()?.publish(LOCAL.into(), publish).await?) })
+    }
+}
+
+/// The coordinator on its local socket.
+pub(super) struct Local(pub(super) Arc<Node>);
+
+impl http::Node for Local {
+    fn api(&self) -> &dyn Api {
+        &self.0
+    }
+
+    fn writable(&self) -> bool {
+        self.0.engine().is_some()
+    }
+
+    fn max_spec_len(&self) -> u64 {
+        self.0.max_spec_len()
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        let Some(engine) = self.0.engine() else {
+            return Err("this coordinator was started without a store".into());
+        };
+        match engine.machine().lost() {
+            None => Ok(()),
+            Some(reason) => Err(format!("the disk failed: {reason}")),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        daemon::metrics()
+    }
+
+    fn backup(&self, out: Box<dyn io::Write + Send>) -> Option<io::Result<()>> {
+        let engine = self.0.engine()?;
+        let mut out = io::BufWriter::new(out);
+        Some(engine.backup(&mut out))
+    }
+}

@@ -1,0 +1,140 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::Node;
+use crate::net::{Gone, Peer, Reply, Service};
+use crate::proto::code::{Code, Refusal};
+use crate::proto::wire::{
+    Blob, GetBlob, HeadBytes, Missing, Outcome, PutBlob, Request, Resolve, Response, Status,
+};
+use crate::spec::{Spec, SpecHash, Syntax};
+
+/// What the coordinator answers over QUIC. Roles and lengths have been checked.
+pub(super) struct Serving(pub(super) Arc<Node>);
+
+impl Service for Serving {
+    fn head(&self) -> Option<HeadBytes> {
+        let engine = self.0.engine()?;
+        Some(HeadBytes::from(&engine.view().head))
+    }
+
+    async fn serve(&self, peer: Peer, request: Request, body: Bytes, reply: &mut Reply) {
+        // An asker that is gone has nothing to be told.
+        let _ = match self.answer(peer, request, body, reply).await {
+            Ok(()) | Err(Trouble::Gone) => Ok(()),
+            Err(Trouble::Refused(refusal)) => reply.refuse(&refusal).await,
+        };
+    }
+}
+
+enum Trouble {
+    Refused(Refusal),
+    Gone,
+}
+
+impl From<Refusal> for Trouble {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Gone> for Trouble {
+    fn from(Gone: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+impl Serving {
+    async fn answer(
+        &self,
+        peer: Peer,
+        request: Request,
+        body: Bytes,
+        reply: &mut Reply,
+    ) -> Result<(), Trouble> {
+        if let Request::GetStatus = request {
+            let json = self.0.status_json().to_string();
+            return Ok(reply.send(&Response::Status(Status { json })).await?);
+        }
+        let engine = self.0.catalog()?;
+        let response = match request {
+            Request::Resolve(resolve) => return self.resolve(resolve, reply).await,
+            Request::GetBlob(get) => return self.give(get, reply).await,
+            Request::List(list) => Response::Listing(engine.view().list(&list)?),
+            Request::GetLog(get) => Response::Log(engine.machine().ledger().log(&get)),
+            Request::Have(have) => Response::Missing(Missing {
+                hashes: engine.missing(have.hashes),
+            }),
+            Request::PutBlob(PutBlob { hash, len }) => {
+                let spec = self.check_body(hash, len, body)?;
+                engine.stage(spec).await?;
+                Response::Stored(())
+            }
+            Request::Publish(publish) => {
+                let by = peer.uri.to_string();
+                Response::Published(engine.publish(by, publish).await?)
+            }
+            Request::Hello(_) | Request::GetStatus => {
+                return Err(Refusal::new(Code::BadFrame, "a hello opens a connection").into());
+            }
+        };
+        Ok(reply.send(&response).await?)
+    }
+
+    async fn resolve(&self, resolve: Resolve, reply: &mut Reply) -> Result<(), Trouble> {
+        let engine = self.0.catalog()?;
+        let (opening, versions) = engine.view().resolve(&resolve)?;
+        reply.send(&Response::Resolved(opening)).await?;
+        for (asked, version) in resolve.names.iter().zip(versions) {
+            let content = version.map(|version| version.content);
+            let hash = content.and_then(|content| content.hash());
+            let version = version.map(Into::into);
+            let wanted = hash.filter(|_| asked.body && asked.if_hash != hash);
+            // The truth goes out even when the bytes cannot: others may have them.
+            let body = match wanted {
+                Some(hash) => engine
+                    .body(hash, version_len(&version))
+                    .await
+                    .unwrap_or(None),
+                None => None,
+            };
+            let outcome = Response::Outcome(Outcome {
+                version,
+                body: body.is_some(),
+            });
+            let body = body.map_or_else(Bytes::new, Spec::into_bytes);
+            metrics::counter!("larder_body_bytes_sent_total").increment(body.len() as u64);
+            reply.send_with_body(&outcome, body).await?;
+        }
+        Ok(())
+    }
+
+    async fn give(&self, get: GetBlob, reply: &mut Reply) -> Result<(), Trouble> {
+        let Some(spec) = self.0.catalog()?.body(get.hash, None).await? else {
+            return Err(Refusal::new(Code::NotFound, "no such blob here").into());
+        };
+        let len = spec.len();
+        metrics::counter!("larder_body_bytes_sent_total").increment(len);
+        let blob = Response::Blob(Blob { len });
+        Ok(reply.send_with_body(&blob, spec.into_bytes()).await?)
+    }
+
+    /// A publisher has checked the YAML, or has been told not to; text it must be all the same.
+    fn check_body(&self, hash: SpecHash, len: u64, body: Bytes) -> Result<Spec, Refusal> {
+        let spec = Spec::verify(hash, Some(len), body).map_err(|mismatch| {
+            Refusal::new(
+                Code::Invalid,
+                format!("the body is not what it should be: {mismatch}"),
+            )
+        })?;
+        Syntax::AnyText
+            .check(spec.bytes(), self.0.max_spec_len())
+            .map_err(|error| Refusal::new(Code::Invalid, error.to_string()))?;
+        Ok(spec)
+    }
+}
+
+fn version_len(version: &Option<crate::proto::wire::WireVersion>) -> Option<u64> {
+    version.map(|version| version.len)
+}

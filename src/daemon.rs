@@ -1,0 +1,260 @@
+//! What both daemons share: metrics, the watch over certificates, and the local socket.
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+use crate::answer::Failure;
+use crate::bridge::http::{HttpOptions, ServeError, Server, SocketError, UnixOptions};
+use crate::config::{IdentityPaths, LocalConfig};
+use crate::net::BindError;
+use crate::proto::code::Code;
+use crate::proto::coordinator::ReplayError;
+use crate::spec::SyntaxError;
+use crate::store::cache::CacheError;
+use crate::store::journal::JournalError;
+use crate::store::lock::LockError;
+use crate::store::meta::MetaError;
+use crate::store::vault::VaultError;
+use crate::trust::{self, Identity, IdentityError, IdentityOptions};
+
+/// The version that nodes tell each other.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// How often certificates and trust are looked at for a change.
+const RELOAD_EVERY: Duration = Duration::from_secs(5);
+
+/// How long a daemon that was told to stop finishes what it has begun.
+pub(crate) const DRAIN: Duration = Duration::from_secs(5);
+
+/// Program and version.
+pub(crate) fn agent() -> String {
+    format!("larder/{VERSION}")
+}
+
+/// Why a daemon does not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Certificates, keys or the trust file.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The certificate's role is another one than the daemon's.
+    #[error("a {wanted} cannot run with the certificate of {uri}")]
+    Role {
+        /// What was started.
+        wanted: crate::identity::Role,
+        /// Whose certificate it has.
+        uri: crate::identity::NodeUri,
+    },
+    /// A coordinator without a usable head key.
+    #[error("{0}")]
+    HeadKey(&'static str),
+    /// The UDP port.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The local socket.
+    #[error(transparent)]
+    Local(#[from] ServeError),
+    /// The coordinator's store.
+    #[error("the coordinator's store does not open: {0}")]
+    Vault(#[source] VaultError),
+    /// The worker's store.
+    #[error("the worker's store does not open: {0}")]
+    Cache(#[source] CacheError),
+    /// A journal whose records are whole and make no history.
+    #[error("the journal makes no sense: {0}")]
+    Replay(#[from] ReplayError),
+    /// The store's disk, while starting.
+    #[error("the store failed while starting: {0}")]
+    Disk(String),
+    /// No thread.
+    #[error("the operating system gives no thread")]
+    Thread(#[source] std::io::Error),
+}
+
+impl RunError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Identity(error) => Some(error.hint().to_owned()),
+            Self::Role { wanted, .. } => Some(format!(
+                "issue one with `larder certs issue --role {wanted} --name NAME` and pass its directory with `--certs`"
+            )),
+            Self::HeadKey(_) => Some(
+                "`larder certs issue --role coordinator` puts `head.key` beside the certificate and its public half into trust.yaml".into(),
+            ),
+            Self::Bind(error) => Some(error.hint().to_owned()),
+            Self::Local(error) => Some(local_hint(error).to_owned()),
+            Self::Vault(VaultError::Lock(error)) | Self::Cache(CacheError::Lock(error)) => {
+                Some(lock_hint(error).to_owned())
+            }
+            Self::Vault(VaultError::Journal(error)) => Some(journal_hint(error).to_owned()),
+            Self::Vault(VaultError::View(error)) | Self::Cache(CacheError::Store(error)) => {
+                Some(meta_hint(error).to_owned())
+            }
+            Self::Replay(_) => Some(RESTORE.to_owned()),
+            Self::Disk(_) => Some("check the disk and its free space".into()),
+            Self::Thread(_) => None,
+        }
+    }
+}
+
+fn local_hint(error: &ServeError) -> &'static str {
+    match error {
+        ServeError::NotLoopback { .. } => "put a proxy of your own in front for other machines",
+        ServeError::Tcp { .. } => "name another address with `--http`",
+        ServeError::Socket(SocketError::InUse { .. } | SocketError::NotASocket { .. }) => {
+            "name another one with `--socket`"
+        }
+        ServeError::Socket(SocketError::TooLong { .. }) => "name a shorter path with `--socket`",
+        ServeError::Socket(SocketError::NoGroup { .. }) => "name a group with `--socket-group`",
+        ServeError::Socket(SocketError::Io { .. }) => {
+            "name a directory that this user may write to with `--socket`"
+        }
+    }
+}
+
+const RESTORE: &str =
+    "move the store aside and bring the newest backup back with `larder restore FILE --store DIR`";
+
+fn lock_hint(error: &LockError) -> &'static str {
+    match error {
+        LockError::Held { .. } => {
+            "stop that process first, or name another directory with `--store`"
+        }
+        LockError::OtherRole { .. } => "name another directory with `--store`",
+        LockError::Io { .. } => "check that this user may write there",
+    }
+}
+
+fn journal_hint(error: &JournalError) -> &'static str {
+    match error {
+        JournalError::Io { .. } => "check the disk and that this user may write there",
+        JournalError::Damaged { .. } => RESTORE,
+        JournalError::NewerFormat { .. } | JournalError::Unknown { .. } => {
+            "start the version of Larder that wrote it, or a newer one"
+        }
+    }
+}
+
+fn meta_hint(error: &MetaError) -> &'static str {
+    match error {
+        MetaError::NewerFormat { .. } => {
+            "start the version of Larder that wrote it, or a newer one"
+        }
+        MetaError::OtherRole { .. } => "name another directory with `--store`",
+        MetaError::Store(_) | MetaError::Damaged { .. } => {
+            "check the disk and that this user may write there"
+        }
+    }
+}
+
+/// Loads certificates and trust.
+pub(crate) fn load_identity(paths: &IdentityPaths) -> Result<Identity, IdentityError> {
+    let options = IdentityOptions {
+        allow_group_readable_key: paths.allow_group_readable_key,
+    };
+    let beside = |path: &Path| path.with_file_name("head.key");
+    let files = trust::IdentityPaths {
+        cert: paths.cert.clone(),
+        key: paths.key.clone(),
+        ca: paths.ca.clone(),
+        trust: paths.trust.clone(),
+        head_key: paths
+            .head_key
+            .clone()
+            .unwrap_or_else(|| beside(&paths.cert)),
+    };
+    Identity::load(files, options)
+}
+
+/// Looks at the files of `identity` every few seconds and on SIGHUP, for as long as it is polled.
+pub(crate) async fn watch(identity: &Identity) {
+    let mut hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).ok();
+    let mut ticks = tokio::time::interval(RELOAD_EVERY);
+    ticks.tick().await;
+    let mut told = false;
+    loop {
+        let forced = async {
+            match &mut hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = ticks.tick() => {}
+            _ = forced => tracing::info!("SIGHUP: looking at certificates and trust"),
+        }
+        match identity.reload() {
+            Ok(true) => {
+                told = false;
+                tracing::info!(uri = %identity.uri(), "certificates and trust reloaded");
+            }
+            Ok(false) => told = false,
+            Err(error) if !told => {
+                // Once per change: a file that stays wrong is not said every few seconds.
+                told = true;
+                let hint = error.hint();
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    hint,
+                    "the old certificates and trust stay in force"
+                );
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Binds the local socket.
+pub(crate) async fn local(
+    config: &LocalConfig,
+    node: Arc<dyn crate::bridge::http::Node>,
+) -> Result<Server, ServeError> {
+    Server::bind(HttpOptions {
+        unix: Some(UnixOptions {
+            path: config.socket.clone(),
+            group: config.socket_group.clone(),
+        }),
+        tcp: config.http,
+        node,
+    })
+    .await
+}
+
+/// Runs the local socket and the watch until `shutdown`.
+pub(crate) async fn serve_local(
+    server: Server,
+    identity: &Identity,
+    shutdown: impl Future<Output = ()>,
+) {
+    tokio::select! {
+        () = server.run(shutdown) => {}
+        () = watch(identity) => {}
+    }
+}
+
+/// All metrics of this process as Prometheus text.
+pub(crate) fn metrics() -> String {
+    install_metrics().map_or_else(String::new, PrometheusHandle::render)
+}
+
+/// Installs the recorder once per process; a host application may have one of its own.
+pub(crate) fn install_metrics() -> Option<&'static PrometheusHandle> {
+    static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+    HANDLE
+        .get_or_init(|| PrometheusBuilder::new().install_recorder().ok())
+        .as_ref()
+}
+
+/// A body that is no definition.
+pub(crate) fn bad_syntax(error: SyntaxError) -> Failure {
+    let code = match error {
+        SyntaxError::TooLarge { .. } => Code::TooLarge,
+        _ => Code::Invalid,
+    };
+    Failure::new(code.as_str(), error.to_string())
+}

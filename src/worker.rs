@@ -1,0 +1,247 @@
+//! The worker: the daemon beside an engine, or the crate inside it. Wiring only; what it decides
+//! stands in [`proto::worker`](crate::proto::worker).
+
+mod call;
+mod engine;
+mod forward;
+mod local;
+mod saver;
+mod service;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use self::engine::Engine;
+pub(crate) use self::engine::with_causes;
+use crate::answer::{Answer, Freshness, GetError, Query, Target};
+use crate::api::Api;
+use crate::config::{StoreChoice, WorkerConfig};
+use crate::daemon::{self, RunError};
+use crate::identity::Role;
+use crate::net::{Endpoint, EndpointOptions, Limits, Runtime};
+use crate::proto::worker::Config;
+use crate::spec::{NameError, SpecName};
+use crate::store::cache::{self, WorkerStore};
+
+/// How often a coordinator address without a connection is dialled anew, so that the first read
+/// after an outage finds one.
+const KEEP_EVERY: Duration = Duration::from_millis(500);
+
+/// A worker within this process. Cheap to clone; it ends with [`Worker::stop`].
+///
+/// ```no_run
+/// # async fn example(config: larder::config::WorkerConfig) -> Result<(), Box<dyn std::error::Error>> {
+/// use larder::answer::Freshness;
+///
+/// let worker = larder::Worker::start(&config)?;
+/// let answer = worker.get("etl/child", Freshness::Strict).await?;
+/// println!("{:?} from {}", answer.spec, answer.proof.source);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Worker(Arc<Node>);
+
+/// What lives as long as the worker.
+#[derive(Debug)]
+pub(crate) struct Node {
+    engine: Arc<Engine>,
+    runtime: Runtime,
+    deadline: Duration,
+    store_dir: Option<PathBuf>,
+    started: Instant,
+}
+
+impl Node {
+    fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    fn store_dir(&self) -> Option<&Path> {
+        self.store_dir.as_deref()
+    }
+
+    fn started(&self) -> Instant {
+        self.started
+    }
+}
+
+/// Why a read by name failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The text is no name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// There is no answer.
+    #[error(transparent)]
+    Get(#[from] GetError),
+}
+
+impl Worker {
+    /// Opens the store, binds the UDP port and serves peers.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn start(config: &WorkerConfig) -> Result<Self, RunError> {
+        let worker = Self::open(config)?;
+        let Self(node) = &worker;
+        if node.engine.endpoint().identity().uri().role() != Role::Worker {
+            return Err(RunError::Role {
+                wanted: Role::Worker,
+                uri: node.engine.endpoint().identity().uri().clone(),
+            });
+        }
+        let serving = service::Serving(Arc::clone(node));
+        node.engine.endpoint().serve(Arc::new(serving));
+        Ok(worker)
+    }
+
+    /// The same without serving peers: what a command does that speaks for itself.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub(crate) fn open(config: &WorkerConfig) -> Result<Self, RunError> {
+        let identity = daemon::load_identity(&config.identity)?;
+        let store = match &config.store {
+            StoreChoice::Directory(dir) => {
+                let options = cache::Options {
+                    budget_bytes: config.store_budget,
+                    ..cache::Options::default()
+                };
+                let (store, opened) = WorkerStore::open(dir, options).map_err(RunError::Cache)?;
+                tracing::info!(
+                    store = %dir.display(),
+                    blobs = opened.blobs,
+                    live_bytes = opened.live_bytes,
+                    "store open"
+                );
+                store
+            }
+            StoreChoice::None => WorkerStore::in_memory(config.store_budget),
+        };
+        let runtime = Runtime::start().map_err(RunError::Thread)?;
+        let options = EndpointOptions {
+            reset_key: store
+                .reset_key(rand::random())
+                .map_err(|error| RunError::Disk(with_causes(&error)))?,
+            agent: daemon::agent(),
+            max_spec_len: config.max_spec_len,
+            limits: Limits::default(),
+        };
+        let endpoint = Endpoint::bind(runtime.handle(), config.listen, identity, options)?;
+        let machine = Config {
+            coordinators: config
+                .coordinators
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            peers: config.peers.iter().map(ToString::to_string).collect(),
+            seed: rand::random(),
+        };
+        let engine = Engine::new(&machine, Arc::new(store), endpoint, runtime.handle())?;
+        runtime.handle().spawn(keep_links(Arc::downgrade(&engine)));
+        Ok(Self(Arc::new(Node {
+            engine,
+            runtime,
+            deadline: config.deadline,
+            store_dir: match &config.store {
+                StoreChoice::Directory(dir) => Some(dir.clone()),
+                StoreChoice::None => None,
+            },
+            started: Instant::now(),
+        })))
+    }
+
+    /// Reads what a name stands for.
+    ///
+    /// # Errors
+    /// [`ReadError`]; an absent name is an answer and no error.
+    pub async fn get(&self, name: &str, freshness: Freshness) -> Result<Answer, ReadError> {
+        let name: SpecName = name.parse()?;
+        let query = Query {
+            target: Target::Name(name),
+            freshness,
+            deadline: self.0.deadline,
+        };
+        Ok(self.query(query).await?)
+    }
+
+    /// Reads one definition.
+    ///
+    /// # Errors
+    /// [`GetError`]; an absent name is an answer and no error.
+    pub async fn query(&self, query: Query) -> Result<Answer, GetError> {
+        let mut results = self.query_all(vec![query]).await;
+        results.pop().unwrap_or(Err(GetError::Draining))
+    }
+
+    /// Reads several definitions, in the order asked. What needs the coordinator's truth goes out
+    /// as one request and so shows one revision.
+    pub async fn query_all(&self, queries: Vec<Query>) -> Vec<Result<Answer, GetError>> {
+        self.0.engine.get_all(queries).await
+    }
+
+    /// What this worker can be asked, in the form that all ways in share.
+    pub fn api(&self) -> &dyn Api {
+        &self.0
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> std::net::SocketAddr {
+        self.0.engine.endpoint().local_addr()
+    }
+
+    /// Takes no further read, finishes what is in progress within a few seconds, tells peers,
+    /// and writes what the cache still holds in memory.
+    pub async fn stop(self) {
+        self.0.engine.stop_reads();
+        let engine = Arc::clone(&self.0.engine);
+        let drained = self.0.runtime.handle().spawn(async move {
+            engine.endpoint().drain(daemon::DRAIN).await;
+        });
+        let _ = drained.await;
+    }
+}
+
+/// Runs a worker until `shutdown`.
+///
+/// # Errors
+/// [`RunError`] when it cannot start; nothing was changed then.
+pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    daemon::install_metrics();
+    let worker = Worker::start(&config)?;
+    let server =
+        daemon::local(&config.local, Arc::new(local::Local(Arc::clone(&worker.0)))).await?;
+    let endpoint = worker.0.engine.endpoint().clone();
+    tracing::info!(
+        uri = %endpoint.identity().uri(),
+        listen = %endpoint.local_addr(),
+        socket = %config.local.socket.display(),
+        http = server.tcp_addr().map(tracing::field::display),
+        coordinators = config.coordinators.len(),
+        peers = config.peers.len(),
+        "worker ready"
+    );
+    daemon::serve_local(server, endpoint.identity(), shutdown).await;
+    tracing::info!("worker stopping");
+    worker.stop().await;
+    Ok(())
+}
+
+/// Keeps a connection to each coordinator address up, with the link's own jittered backoff.
+async fn keep_links(engine: std::sync::Weak<Engine>) {
+    loop {
+        let Some(engine) = engine.upgrade() else {
+            return;
+        };
+        for link in engine.coordinator_links() {
+            if link.rtt().is_none() {
+                let _ = link.connect(false).await;
+            }
+        }
+        drop(engine);
+        tokio::time::sleep(KEEP_EVERY).await;
+    }
+}

@@ -1,0 +1,339 @@
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
+
+use super::call::{CoordinatorLink, fetch};
+use super::saver::{self, Saver};
+use crate::answer::{Answer, GetError, Query, Target};
+use crate::clock;
+use crate::daemon::RunError;
+use crate::net::{Endpoint, Link, Wanted};
+use crate::proto::Time;
+use crate::proto::limit::DEFAULT_DEADLINE;
+use crate::proto::worker::{CallId, Config, Input, Local, Output, Source, Ticket, Worker};
+use crate::spec::SpecHash;
+use crate::store::blobs::Loaded;
+use crate::store::cache::WorkerStore;
+
+/// Turns readers, timers and the network into inputs of the machine, and carries out its outputs.
+/// It takes no decision.
+#[derive(Debug)]
+pub(super) struct Engine {
+    machine: Mutex<Worker>,
+    store: Arc<WorkerStore>,
+    saver: Saver,
+    endpoint: Endpoint,
+    coordinators: Vec<CoordinatorLink>,
+    peers: Vec<Link>,
+    handle: Handle,
+    answers: Mutex<BTreeMap<Ticket, oneshot::Sender<Result<Answer, GetError>>>>,
+    calls: Mutex<BTreeMap<CallId, AbortHandle>>,
+    next_ticket: AtomicU64,
+    /// When the timer task wakes next, microseconds; `u64::MAX` without a timer.
+    armed: AtomicU64,
+    rearm: Notify,
+    draining: AtomicBool,
+}
+
+impl Engine {
+    pub(super) fn new(
+        config: &Config,
+        store: Arc<WorkerStore>,
+        endpoint: Endpoint,
+        handle: &Handle,
+    ) -> Result<Arc<Self>, RunError> {
+        let disk = |error: &dyn std::error::Error| RunError::Disk(with_causes(error));
+        let mark = saver::mark(&store).map_err(|error| disk(&error))?;
+        let held = saver::held(&store).map_err(|error| disk(&error))?;
+        let coordinators = config.coordinators.iter();
+        let peers = config.peers.iter();
+        let engine = Arc::new(Self {
+            machine: Mutex::new(Worker::new(config, mark, held)),
+            saver: Saver::start(Arc::clone(&store)).map_err(RunError::Thread)?,
+            coordinators: coordinators
+                .map(|addr| CoordinatorLink::new(&endpoint, addr))
+                .collect(),
+            peers: peers
+                .map(|addr| Link::new(&endpoint, addr, Wanted::Peer))
+                .collect(),
+            store,
+            endpoint,
+            handle: handle.clone(),
+            answers: Mutex::default(),
+            calls: Mutex::default(),
+            next_ticket: AtomicU64::new(0),
+            armed: AtomicU64::new(u64::MAX),
+            rearm: Notify::new(),
+            draining: AtomicBool::new(false),
+        });
+        handle.spawn(timers(Arc::downgrade(&engine)));
+        Ok(engine)
+    }
+
+    /// Reads several definitions at once: what needs the coordinator goes out as one request.
+    pub(super) async fn get_all(
+        self: &Arc<Self>,
+        queries: Vec<Query>,
+    ) -> Vec<Result<Answer, GetError>> {
+        if self.draining.load(Ordering::Acquire) {
+            return queries.iter().map(|_| Err(GetError::Draining)).collect();
+        }
+        let targets: Vec<_> = queries.iter().map(|query| query.target.clone()).collect();
+        let mut reads = Vec::with_capacity(queries.len());
+        let mut waiting = Vec::with_capacity(queries.len());
+        for query in queries {
+            let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
+            let (send, receive) = oneshot::channel();
+            lock(&self.answers).insert(ticket, send);
+            waiting.push((
+                receive,
+                Reader {
+                    engine: self,
+                    ticket,
+                },
+            ));
+            reads.push((ticket, query));
+        }
+        self.drive(Input::Get { reads });
+        let mut results = Vec::with_capacity(waiting.len());
+        for ((receive, reader), target) in waiting.into_iter().zip(targets) {
+            let result = receive.await.unwrap_or(Err(GetError::Draining));
+            drop(reader);
+            note(&target, &result);
+            results.push(result);
+        }
+        results
+    }
+
+    /// Hands one input to the machine and carries out what follows from it.
+    fn drive(self: &Arc<Self>, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let outputs = {
+                let mut machine = lock(&self.machine);
+                let outputs = machine.handle(input, clock::now());
+                self.arm(machine.next_wake());
+                outputs
+            };
+            for output in outputs {
+                self.carry_out(output, &mut inputs);
+            }
+        }
+    }
+
+    fn carry_out(self: &Arc<Self>, output: Output, inputs: &mut VecDeque<Input>) {
+        match output {
+            Output::Load(hash) => {
+                let local = self.load(hash);
+                inputs.push_back(Input::Loaded { hash, local });
+            }
+            Output::Save(spec) => self.saver.save(spec),
+            Output::Hold(record) => self.saver.hold(record),
+            Output::ForgetHeld => self.saver.forget_held(),
+            Output::Remember(mark) => self.saver.remember(mark),
+            Output::Done { ticket, result } => {
+                if let Some(reader) = lock(&self.answers).remove(&ticket) {
+                    let _ = reader.send(result);
+                }
+            }
+            Output::Resolve {
+                call,
+                coordinator,
+                request,
+            } => self.spawn(call, move |engine| async move {
+                let identity = engine.endpoint.identity().current();
+                let pinned = identity.trust().head_keys();
+                let link = &engine.coordinators[coordinator];
+                let sink = |event| engine.drive(Input::Event { call, event });
+                link.resolve(request, pinned, sink).await;
+            }),
+            Output::Fetch {
+                call,
+                source,
+                hash,
+                len,
+            } => self.spawn(call, move |engine| async move {
+                let (link, peer) = match source {
+                    Source::Coordinator(index) => (engine.coordinators[index].link(), false),
+                    Source::Peer(index) => (&engine.peers[index], true),
+                };
+                let event = fetch(link, hash, len, peer).await;
+                engine.drive(Input::Event { call, event });
+            }),
+            Output::Cancel(call) => {
+                if let Some(task) = lock(&self.calls).remove(&call) {
+                    task.abort();
+                }
+            }
+            Output::Misbehaved { hop, what } => {
+                metrics::counter!("larder_misbehaved_total", "hop" => hop.kind()).increment(1);
+                tracing::warn!(%hop, what, "a node sent what its record does not allow");
+            }
+        }
+    }
+
+    /// Bytes on disk, or on their way there.
+    pub(super) fn load(&self, hash: SpecHash) -> Local {
+        if let Some(spec) = self.saver.waiting(hash) {
+            return Local::Found(spec);
+        }
+        match self.store.load(hash, None) {
+            Ok(Loaded::Found(spec)) => Local::Found(spec),
+            Ok(Loaded::Missing) => Local::Missing,
+            Ok(Loaded::Damaged) => Local::Damaged,
+            Err(error) => Local::Failed(with_causes(&error)),
+        }
+    }
+
+    /// Runs a call on the network thread, under its id so that it can be cancelled.
+    fn spawn<F, T>(self: &Arc<Self>, call: CallId, task: F)
+    where
+        F: FnOnce(Arc<Self>) -> T,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let engine = Arc::clone(self);
+        let task = task(Arc::clone(self));
+        // Registered under the lock before it can end.
+        let mut calls = lock(&self.calls);
+        let handle = self.handle.spawn(async move {
+            task.await;
+            lock(&engine.calls).remove(&call);
+        });
+        calls.insert(call, handle.abort_handle());
+    }
+
+    /// Wakes the timer task if it would sleep too long. Called with the machine locked, so that
+    /// the task does not overlook it.
+    fn arm(&self, wake: Option<Time>) {
+        let Some(wake) = wake else { return };
+        let micros = wake.as_micros();
+        if micros < self.armed.fetch_min(micros, Ordering::AcqRel) {
+            self.rearm.notify_one();
+        }
+    }
+
+    /// No read is taken any more; those in progress end by their deadlines.
+    pub(super) fn stop_reads(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    pub(super) fn machine(&self) -> MutexGuard<'_, Worker> {
+        lock(&self.machine)
+    }
+
+    pub(super) fn store(&self) -> &WorkerStore {
+        &self.store
+    }
+
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The coordinator's addresses, the one that answered last first.
+    pub(super) fn coordinator_links(&self) -> Vec<&Link> {
+        let sources = self.machine().sources(clock::now());
+        let mut links: Vec<_> = self
+            .coordinators
+            .iter()
+            .map(CoordinatorLink::link)
+            .zip(sources)
+            .collect();
+        links.sort_by_key(|(_, source)| !source.preferred);
+        links.into_iter().map(|(link, _)| link).collect()
+    }
+
+    pub(super) fn peer_links(&self) -> &[Link] {
+        &self.peers
+    }
+}
+
+/// A read that someone waits for; when they leave, the machine forgets it.
+struct Reader<'a> {
+    engine: &'a Arc<Engine>,
+    ticket: Ticket,
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        let ticket = self.ticket;
+        if lock(&self.engine.answers).remove(&ticket).is_some() {
+            self.engine.drive(Input::Forget { ticket });
+        }
+    }
+}
+
+/// Wakes the machine when its next timer is due, until the engine is gone.
+async fn timers(engine: std::sync::Weak<Engine>) {
+    loop {
+        let Some(engine) = engine.upgrade() else {
+            return;
+        };
+        let wake = {
+            let machine = engine.machine();
+            let wake = machine.next_wake();
+            let micros = wake.map_or(u64::MAX, Time::as_micros);
+            engine.armed.store(micros, Ordering::Release);
+            wake
+        };
+        let now = clock::now();
+        if wake.is_some_and(|wake| wake <= now) {
+            engine.drive(Input::Wake);
+            continue;
+        }
+        // An idle engine still looks now and then whether it is wanted.
+        let pause = wake.map_or(DEFAULT_DEADLINE, |wake| wake.since(now));
+        let pause = pause.min(Duration::from_secs(1));
+        let _ = tokio::time::timeout(pause, engine.rearm.notified()).await;
+    }
+}
+
+/// One line per read; a body is never in it.
+fn note(target: &Target, result: &Result<Answer, GetError>) {
+    match result {
+        Ok(answer) => {
+            let hash = answer.spec.as_ref().map(|spec| spec.hash().short());
+            let (hop, mode) = (&answer.proof.source, answer.proof.mode);
+            metrics::counter!("larder_reads_total", "hop" => hop.kind(), "result" => "ok")
+                .increment(1);
+            metrics::histogram!("larder_read_seconds", "hop" => hop.kind())
+                .record(answer.took.as_secs_f64());
+            tracing::info!(
+                %target,
+                hash = hash.as_deref().unwrap_or("absent"),
+                %hop,
+                %mode,
+                took_us = answer.took.as_micros(),
+                tried = answer.failed.len(),
+                "read"
+            );
+        }
+        Err(error) => {
+            metrics::counter!("larder_reads_total", "hop" => "none", "result" => error.code())
+                .increment(1);
+            let hops: Vec<_> = error.hops().iter().map(ToString::to_string).collect();
+            tracing::warn!(%target, code = error.code(), hops = hops.join("; "), "read failed: {error}");
+        }
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// A poisoned lock is one whose holder panicked; what it guards is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

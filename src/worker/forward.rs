@@ -1,0 +1,88 @@
+//! Requests that only the coordinator can answer, passed on to it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::engine::Engine;
+use crate::answer::{Failure, Hop, HopFailure};
+use crate::net::{Link, LinkError, Patience};
+use crate::proto::code::Code;
+use crate::proto::wire::{Request, Response};
+
+/// A publish waits for two fsyncs at the coordinator, behind whatever is queued there.
+const PUBLISH_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Sends `request` to the coordinator's addresses, one after the other, until one answers.
+///
+/// Only what may not have been carried out is sent to a second address, unless it is safe to
+/// repeat.
+pub(super) async fn to_coordinator(
+    engine: &Engine,
+    request: &Request,
+    body: Bytes,
+) -> Result<Response, Failure> {
+    let mut hops = Vec::new();
+    let repeatable = match request {
+        Request::Publish(publish) => publish.key.is_some(),
+        _ => true,
+    };
+    for link in engine.coordinator_links() {
+        match ask(link, request, body.clone()).await {
+            Ok(response) => return Ok(response),
+            Err(LinkError::Refused(refusal))
+                if !matches!(refusal.code, Code::NoCatalog | Code::Draining) =>
+            {
+                return Err(refusal.into());
+            }
+            Err(error) => {
+                let stop = !repeatable && !matches!(error, LinkError::Dial { .. });
+                hops.push(failure_of(link, &error));
+                if stop {
+                    return Err(unreachable(hops, "whether it happened is not known"));
+                }
+            }
+        }
+    }
+    Err(unreachable(hops, "no coordinator answered"))
+}
+
+async fn ask(link: &Link, request: &Request, body: Bytes) -> Result<Response, LinkError> {
+    let mut patience = Patience {
+        dial_now: true,
+        ..Patience::coordinator()
+    };
+    if let Request::Publish(_) = request {
+        patience.first_byte = PUBLISH_PATIENCE;
+    }
+    link.call(request, body, patience).await?.next().await
+}
+
+fn failure_of(link: &Link, error: &LinkError) -> HopFailure {
+    let reason = match error.hint() {
+        Some(hint) => format!("{error} ({hint})"),
+        None => error.to_string(),
+    };
+    HopFailure {
+        hop: Hop::Coordinator(link.addr().to_owned()),
+        reason,
+    }
+}
+
+fn unreachable(hops: Vec<HopFailure>, message: &str) -> Failure {
+    let hint = match hops.is_empty() {
+        true => "name one with `--coordinator HOST:PORT`",
+        false => "check the coordinator and the path to it",
+    };
+    let mut failure = Failure::new("unreachable", message).hint(hint);
+    failure.hops = hops;
+    failure
+}
+
+/// The answer was of another kind than the question.
+pub(super) fn confused() -> Failure {
+    Failure::new(
+        Code::Internal.as_str(),
+        "the coordinator answered another question",
+    )
+}

@@ -1,0 +1,196 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::json;
+
+use super::Node;
+use super::forward::{confused, to_coordinator};
+use crate::answer::{Answer, Failure, Query};
+use crate::api::{Api, Reply};
+use crate::bridge::http;
+use crate::identity::Role;
+use crate::proto::wire::{
+    GetLog, Have, List, Listing, Log, Publish, PublishedRev, PutBlob, Request, Response,
+};
+use crate::spec::{Spec, SpecHash, Syntax};
+use crate::{clock, daemon};
+
+impl Node {
+    /// What this worker thinks of itself.
+    pub(super) fn status_json(&self) -> serde_json::Value {
+        let engine = self.engine();
+        let (mark, rollback, reads, sources) = {
+            let machine = engine.machine();
+            let sources = machine.sources(clock::now());
+            (machine.mark(), machine.rollback(), machine.reads(), sources)
+        };
+        let links = engine.coordinator_links();
+        let up = links
+            .into_iter()
+            .chain(engine.peer_links())
+            .filter_map(|link| {
+                let rtt = link.rtt()?;
+                let uri = link.peer()?.to_string();
+                let rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX);
+                Some(json!({ "addr": link.addr(), "uri": uri, "rtt_us": rtt_us }))
+            })
+            .collect::<Vec<_>>();
+        json!({
+            "role": "worker",
+            "uri": engine.endpoint().identity().uri(),
+            "version": daemon::VERSION,
+            "listen": engine.endpoint().local_addr().to_string(),
+            "uptime_s": self.started().elapsed().as_secs(),
+            "catalog": mark.map(|mark| mark.catalog),
+            "epoch": mark.map(|mark| mark.epoch),
+            "high_water": mark.map(|mark| mark.rev),
+            "quarantined": rollback.map(|(known, got)| json!({ "known": known, "got": got })),
+            "reads_in_progress": reads,
+            "connections": engine.endpoint().connections(),
+            "up": up,
+            "sources": sources,
+            "store": self.store_json(),
+        })
+    }
+}
+
+impl Node {
+    fn store_json(&self) -> serde_json::Value {
+        let store = self.engine().store();
+        let quarantined = store.quarantined().map(|blobs| {
+            blobs
+                .iter()
+                .map(|blob| json!({ "hash": blob.hash, "at_unix_ms": blob.at_unix_ms, "reason": blob.reason }))
+                .collect::<Vec<_>>()
+        });
+        json!({
+            "dir": self.store_dir(),
+            "live_bytes": store.live_bytes(),
+            "disk_bytes": store.size_on_disk().ok(),
+            "damaged": quarantined.unwrap_or_default(),
+        })
+    }
+}
+
+impl Api for Arc<Node> {
+    fn get(&self, query: Query) -> Reply<'_, Answer> {
+        Box::pin(async move {
+            let mut results = self.engine().get_all(vec![query]).await;
+            match results.pop() {
+                Some(result) => Ok(result?),
+                None => Err(confused()),
+            }
+        })
+    }
+
+    fn list(&self, list: List) -> Reply<'_, Listing> {
+        Box::pin(async move {
+            match self.forward(Request::List(list), Bytes::new()).await? {
+                Response::Listing(listing) => Ok(listing),
+                _ => Err(confused()),
+            }
+        })
+    }
+
+    fn log(&self, get: GetLog) -> Reply<'_, Log> {
+        Box::pin(async move {
+            match self.forward(Request::GetLog(get), Bytes::new()).await? {
+                Response::Log(log) => Ok(log),
+                _ => Err(confused()),
+            }
+        })
+    }
+
+    fn status(&self) -> Reply<'_, serde_json::Value> {
+        Box::pin(async move { Ok(self.status_json()) })
+    }
+
+    fn missing(&self, hashes: Vec<SpecHash>) -> Reply<'_, Vec<SpecHash>> {
+        Box::pin(async move {
+            let request = Request::Have(Have { hashes });
+            match self.forward(request, Bytes::new()).await? {
+                Response::Missing(missing) => Ok(missing.hashes),
+                _ => Err(confused()),
+            }
+        })
+    }
+
+    fn put_body(&self, spec: Spec, syntax: Syntax) -> Reply<'_, ()> {
+        Box::pin(async move {
+            syntax
+                .check(spec.bytes(), crate::spec::MAX_SPEC_LEN)
+                .map_err(daemon::bad_syntax)?;
+            let (hash, len) = (spec.hash(), spec.len());
+            let request = Request::PutBlob(PutBlob { hash, len });
+            match self.forward(request, spec.into_bytes()).await? {
+                Response::Stored(()) => Ok(()),
+                _ => Err(confused()),
+            }
+        })
+    }
+
+    fn publish(&self, publish: Publish) -> Reply<'_, PublishedRev> {
+        Box::pin(async move {
+            match self
+                .forward(Request::Publish(publish), Bytes::new())
+                .await?
+            {
+                Response::Published(published) => Ok(published),
+                _ => Err(confused()),
+            }
+        })
+    }
+}
+
+impl super::Worker {
+    /// What the coordinator says of itself.
+    pub(crate) fn remote_status(&self) -> Reply<'_, serde_json::Value> {
+        let node = &self.0;
+        Box::pin(async move {
+            match node.forward(Request::GetStatus, Bytes::new()).await? {
+                Response::Status(status) => {
+                    serde_json::from_str(&status.json).map_err(|_| confused())
+                }
+                _ => Err(confused()),
+            }
+        })
+    }
+}
+
+impl Node {
+    async fn forward(&self, request: Request, body: Bytes) -> Result<Response, Failure> {
+        to_coordinator(self.engine(), &request, body).await
+    }
+}
+
+/// The worker on its local socket.
+pub(super) struct Local(pub(super) Arc<Node>);
+
+impl http::Node for Local {
+    fn api(&self) -> &dyn Api {
+        &self.0
+    }
+
+    /// A worker publishes only if its certificate says publisher.
+    fn writable(&self) -> bool {
+        self.0.engine().endpoint().identity().uri().role() == Role::Publisher
+    }
+
+    fn max_spec_len(&self) -> u64 {
+        crate::spec::MAX_SPEC_LEN
+    }
+
+    /// A worker can serve what it can prove as soon as its store is open.
+    fn ready(&self) -> Result<(), String> {
+        match self.0.engine().machine().rollback() {
+            None => Ok(()),
+            Some((known, got)) => Err(format!(
+                "the coordinator went back to revision {got} after {known} had been seen"
+            )),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        daemon::metrics()
+    }
+}

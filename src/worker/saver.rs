@@ -1,0 +1,250 @@
+use std::collections::BTreeMap;
+use std::sync::mpsc::{self, SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::catalog::HeadHash;
+use crate::proto::worker::{HeldRecord, Mark};
+use crate::spec::{Spec, SpecHash};
+use crate::store::StoreError;
+use crate::store::cache::{Held, WorkerStore};
+use crate::store::meta::{HighWater, MetaError};
+
+/// Writes that may wait for the disk. A further body is not kept: it is a cache, and the reader
+/// has its answer already.
+const MAX_QUEUE: usize = 1_024;
+
+/// Bytes of bodies that may wait for the disk; see [`MAX_QUEUE`].
+const MAX_QUEUED_BYTES: u64 = 64 << 20;
+
+/// How often what was written is flushed, so that a killed process loses little of its cache.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
+
+/// Writes to the worker's store on a thread of its own, so that no reader waits for the disk.
+///
+/// What waits is readable at once: [`Saver::waiting`] is asked before the disk is.
+#[derive(Debug)]
+pub(super) struct Saver {
+    queue: Option<SyncSender<Job>>,
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    bodies: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    specs: BTreeMap<SpecHash, Spec>,
+    bytes: u64,
+}
+
+#[derive(Debug)]
+enum Job {
+    Body(SpecHash),
+    Hold(HeldRecord),
+    ForgetHeld,
+    Remember(Mark),
+}
+
+impl Saver {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// What the operating system says when it gives no thread.
+    pub(super) fn start(store: Arc<WorkerStore>) -> std::io::Result<Self> {
+        let (queue, jobs) = mpsc::sync_channel(MAX_QUEUE);
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name("larder-store".into())
+            .spawn(move || run(&store, &theirs, &jobs))?;
+        Ok(Self {
+            queue: Some(queue),
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Keeps a body, soon.
+    pub(super) fn save(&self, spec: Spec) {
+        let hash = spec.hash();
+        {
+            let mut waiting = self.shared.lock();
+            if waiting.bytes + spec.len() > MAX_QUEUED_BYTES {
+                return dropped();
+            }
+            waiting.bytes += spec.len();
+            waiting.specs.insert(hash, spec);
+        }
+        if !self.send(Job::Body(hash)) {
+            self.shared.take(hash);
+            dropped();
+        }
+    }
+
+    /// A body that is on its way to the disk.
+    pub(super) fn waiting(&self, hash: SpecHash) -> Option<Spec> {
+        self.shared.lock().specs.get(&hash).cloned()
+    }
+
+    /// Remembers what a name was, soon.
+    pub(super) fn hold(&self, record: HeldRecord) {
+        self.send(Job::Hold(record));
+    }
+
+    /// Forgets what names were.
+    pub(super) fn forget_held(&self) {
+        // This one must not be dropped: it waits for room.
+        if let Some(queue) = &self.queue {
+            let _ = queue.send(Job::ForgetHeld);
+        }
+    }
+
+    /// Remembers the newest state of the coordinator, soon.
+    pub(super) fn remember(&self, mark: Mark) {
+        self.send(Job::Remember(mark));
+    }
+
+    fn send(&self, job: Job) -> bool {
+        match self.queue.as_ref().map(|queue| queue.try_send(job)) {
+            Some(Ok(())) => true,
+            Some(Err(TrySendError::Full(_))) => {
+                metrics::counter!("larder_store_writes_dropped_total").increment(1);
+                false
+            }
+            Some(Err(TrySendError::Disconnected(_))) | None => false,
+        }
+    }
+}
+
+fn dropped() {
+    metrics::counter!("larder_store_bodies_not_kept_total").increment(1);
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.bodies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, hash: SpecHash) -> Option<Spec> {
+        let mut waiting = self.lock();
+        let spec = waiting.specs.remove(&hash)?;
+        waiting.bytes -= spec.len();
+        Some(spec)
+    }
+}
+
+impl Drop for Saver {
+    /// Writes what waits, then flushes.
+    fn drop(&mut self) {
+        drop(self.queue.take());
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the store's thread panicked");
+        }
+    }
+}
+
+fn run(store: &WorkerStore, shared: &Shared, jobs: &mpsc::Receiver<Job>) {
+    let mut dirty = false;
+    loop {
+        let job = match jobs.recv_timeout(FLUSH_EVERY) {
+            Ok(job) => Some(job),
+            Err(mpsc::RecvTimeoutError::Timeout) => None,
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        };
+        let written = match job {
+            Some(job) => {
+                dirty = true;
+                write(store, shared, job)
+            }
+            None if std::mem::take(&mut dirty) => store.flush(),
+            None => Ok(()),
+        };
+        if let Err(error) = written {
+            metrics::counter!("larder_store_write_errors_total").increment(1);
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the worker's store takes no writes; answers go on, from the network"
+            );
+        }
+    }
+    if let Err(error) = store.sync() {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "the store was not flushed"
+        );
+    }
+}
+
+fn write(store: &WorkerStore, shared: &Shared, job: Job) -> Result<(), StoreError> {
+    match job {
+        Job::Body(hash) => {
+            let spec = shared.lock().specs.get(&hash).cloned();
+            let written = spec.map_or(Ok(()), |spec| store.save(&spec).map(|_kept| ()));
+            // Only now may a reader be sent to the disk for it.
+            shared.take(hash);
+            written
+        }
+        Job::Hold(HeldRecord {
+            name,
+            version,
+            seen,
+        }) => store.hold(&Held {
+            name,
+            version,
+            seen_at: seen,
+        }),
+        Job::ForgetHeld => store.forget_held(),
+        Job::Remember(Mark {
+            catalog,
+            epoch,
+            rev,
+        }) => {
+            store.set_catalog(catalog)?;
+            // Truth comes from the coordinator's own answers here, not from a head.
+            let head = HeadHash::NONE;
+            store.set_high_water(HighWater { epoch, rev, head })
+        }
+    }
+}
+
+/// The newest state of the coordinator that an earlier process saw.
+///
+/// # Errors
+/// [`MetaError`] when the store fails.
+pub(super) fn mark(store: &WorkerStore) -> Result<Option<Mark>, MetaError> {
+    let (Some(catalog), Some(high)) = (store.catalog()?, store.high_water()?) else {
+        return Ok(None);
+    };
+    Ok(Some(Mark {
+        catalog,
+        epoch: high.epoch,
+        rev: high.rev,
+    }))
+}
+
+/// What an earlier process knew about names.
+///
+/// # Errors
+/// [`StoreError`] when the store fails.
+pub(super) fn held(store: &WorkerStore) -> Result<crate::proto::worker::Held, StoreError> {
+    let records = store.held_all()?.into_iter();
+    Ok(records
+        .map(|held| HeldRecord {
+            name: held.name,
+            version: held.version,
+            seen: held.seen_at,
+        })
+        .collect())
+}
