@@ -57,6 +57,7 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
 }
 
 /// One open file with positional reads and writes.
+#[expect(clippy::len_without_is_empty, reason = "nobody asks")]
 pub trait DiskFile: fmt::Debug + Send + Sync + 'static {
     /// Writes all of `bytes` at `offset`; after an error any part of it may be there.
     ///

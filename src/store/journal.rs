@@ -70,8 +70,8 @@ pub struct OpenReport {
 impl<D: Disk> Journal<D> {
     /// Opens the journal on `disk`, or makes an empty one, and visits all entries in order.
     ///
-    /// `applied` is up to where the view has applied the journal; it is believed only when it is
-    /// of this generation. What is visited is durable when this returns.
+    /// `applied` is up to where the view has applied the journal: what stands before it was
+    /// durable. A view that was left behind by a rewrite says nothing. What is visited is durable when this returns.
     ///
     /// # Errors
     /// [`OpenError`]; nothing on disk has changed then but leftovers.
@@ -83,6 +83,7 @@ impl<D: Disk> Journal<D> {
         disk.remove(NEW_FILE).map_err(io_error("clean up beside"))?;
         let file = match disk.open(FILE).map_err(io_error("open"))? {
             Some(file) => file,
+            None if applied.is_some() => return Err(JournalError::Gone.into()),
             None => create(&disk).map_err(io_error("create"))?,
         };
         let reader = JournalReader::new(file)?;

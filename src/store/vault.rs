@@ -56,7 +56,6 @@ pub struct Vault<D: Disk = RealDisk> {
     journal: Journal<D>,
     view: View,
     reader: BlobReader<D::File>,
-    _lock: Option<StoreLock>,
 }
 
 /// What was found when a vault opened.
@@ -137,8 +136,8 @@ impl Vault<RealDisk> {
             set_aside = path.or(set_aside.take());
             Ok(Arc::new(store) as Arc<dyn Store>)
         };
-        let (mut vault, mut opened) = Self::assemble(RealDisk::new(dir), open_view, visit)?;
-        vault._lock = Some(lock);
+        let disk = RealDisk::new(dir);
+        let (vault, mut opened) = Self::assemble(disk, Some(lock), open_view, visit)?;
         opened.view_rebuilt = set_aside;
         Ok((vault, opened))
     }
@@ -149,6 +148,7 @@ impl<D: Disk> Vault<D> {
     /// first view turns out to be damaged.
     fn assemble(
         disk: D,
+        lock: Option<StoreLock>,
         mut open_view: impl FnMut(Option<StoreError>) -> Result<Arc<dyn Store>, MetaError>,
         mut visit: impl FnMut(&Entry),
     ) -> Result<(Self, Opened), VaultError> {
@@ -183,12 +183,11 @@ impl<D: Disk> Vault<D> {
             // Nothing was observed for this one.
             view.forget();
         }
-        let reader = BlobReader::new(Arc::clone(view.store()), journal.reader(), index);
+        let reader = BlobReader::new(Arc::clone(view.store()), journal.reader(), index, lock);
         let mut vault = Self {
             journal,
             view,
             reader,
-            _lock: None,
         };
         if let Err(error) = vault.apply_to_view() {
             tracing::warn!(%error, "the view stays behind the journal");

@@ -27,6 +27,12 @@ pub enum JournalError {
         /// Why it cannot be the torn tail of a crash.
         proof: DamageProof,
     },
+    /// There is no journal, but a view of one.
+    #[error(
+        "the journal is gone, and only its view is left; restore it from a backup with \
+         `larder coordinator restore`"
+    )]
+    Gone,
     /// A later version of Larder wrote it.
     #[error("the journal has format {found}, this version knows up to {known}")]
     NewerFormat {
@@ -68,6 +74,14 @@ pub enum DamageProof {
     #[error("entries up to byte {applied} were acknowledged")]
     Applied {
         /// Up to where.
+        applied: u64,
+    },
+    /// The view has applied a later rewrite of the journal.
+    #[error("it is of generation {found}, and generation {applied} was acknowledged")]
+    Generation {
+        /// The generation of the file.
+        found: u64,
+        /// The one that the view has applied.
         applied: u64,
     },
     /// The search for a later record was given up.

@@ -196,11 +196,17 @@ impl<F: DiskFile> JournalReader<F> {
         file_len: u64,
         applied: Option<Position>,
     ) -> Result<(), JournalError> {
-        let applied = applied
-            .filter(|applied| applied.generation == self.generation())
-            .map_or(0, |applied| applied.offset);
+        let found = self.generation();
+        let later = applied.filter(|applied| applied.generation > found);
+        let same = applied.filter(|applied| applied.generation == found);
+        let applied = same.map_or(0, |applied| applied.offset);
         let sealed = self.open.header.sealed;
-        let proof = if sealed > end {
+        let proof = if let Some(Position { generation, .. }) = later {
+            DamageProof::Generation {
+                found,
+                applied: generation,
+            }
+        } else if sealed > end {
             DamageProof::Sealed { sealed }
         } else if applied > end {
             DamageProof::Applied { applied }

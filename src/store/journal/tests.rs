@@ -28,10 +28,10 @@ fn genesis() -> Entry {
 
 type Opened<D> = (Journal<D>, OpenReport, Vec<Entry>);
 
-fn open_at<D: Disk>(disk: &D, applied: Option<Position>) -> Result<Opened<D>, OpenError<Infallible>>
-where
-    D: Clone,
-{
+fn open_at<D: Disk + Clone>(
+    disk: &D,
+    applied: Option<Position>,
+) -> Result<Opened<D>, OpenError<Infallible>> {
     let mut entries = Vec::new();
     let (journal, report) = Journal::open(disk.clone(), applied, |_, entry| {
         entries.push(entry);
@@ -224,11 +224,18 @@ fn a_journal_that_is_shorter_than_what_was_applied_is_damaged() {
         "{error}"
     );
 
-    let other_generation = Position {
-        generation: 2,
+    let of_generation = |generation| Position {
+        generation,
         ..applied
     };
-    assert!(open_at(&disk, Some(other_generation)).is_ok());
+    let later = open_at(&disk, Some(of_generation(2))).expect_err("an old journal");
+    assert!(later.to_string().contains("generation 2"), "{later}");
+    assert!(open_at(&disk, Some(of_generation(0))).is_ok());
+
+    let empty = SimDisk::default();
+    let gone = open_at(&empty, Some(applied)).expect_err("no journal");
+    assert!(matches!(gone, OpenError::Journal(JournalError::Gone)));
+    assert_eq!(empty.content(FILE), None, "none is made");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::store::Store;
 use crate::store::blobs::{self, Loaded};
 use crate::store::file::DiskFile;
 use crate::store::journal::{JournalReader, Position, ReadError};
+use crate::store::lock::StoreLock;
 
 /// Gives bodies to any thread; clones share everything.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub struct BlobReader<F> {
 struct Shared<F> {
     view: Arc<dyn Store>,
     places: RwLock<Places<F>>,
+    /// Last, so that whoever gets the lock next finds the files of the view closed.
+    _lock: Option<StoreLock>,
 }
 
 /// A file of the journal and where the bodies stand in it; the two change together.
@@ -56,9 +59,14 @@ impl<F: DiskFile> BlobReader<F> {
         view: Arc<dyn Store>,
         journal: JournalReader<F>,
         index: HashMap<SpecHash, u64>,
+        lock: Option<StoreLock>,
     ) -> Self {
         let places = RwLock::new(Places { journal, index });
-        let shared = Arc::new(Shared { view, places });
+        let shared = Arc::new(Shared {
+            view,
+            places,
+            _lock: lock,
+        });
         Self { shared }
     }
 
@@ -84,7 +92,7 @@ impl<F: DiskFile> BlobReader<F> {
                 tracing::warn!(hash = %hash.short(), %error, "the view failed, asking the journal");
             }
         }
-        let Some(spec) = self.from_journal(hash)? else {
+        let Some(spec) = self.read_journal(hash)? else {
             return Ok(None);
         };
         self.heal(&spec);
@@ -116,7 +124,7 @@ impl<F: DiskFile> BlobReader<F> {
         self.places().index.len()
     }
 
-    fn from_journal(&self, hash: SpecHash) -> Result<Option<Spec>, BodyError> {
+    fn read_journal(&self, hash: SpecHash) -> Result<Option<Spec>, BodyError> {
         let (journal, offset) = {
             let places = self.places();
             let Some(&offset) = places.index.get(&hash) else {

@@ -68,7 +68,7 @@ type SimOpened = (Vault<SimDisk>, Opened, Vec<Entry>);
 fn open_with(disk: &SimDisk, view: &Arc<MemoryStore>) -> Result<SimOpened, VaultError> {
     let mut entries = Vec::new();
     let open_view = |_| Ok(Arc::clone(view) as Arc<dyn Store>);
-    let (vault, opened) = Vault::assemble(disk.clone(), open_view, |entry| {
+    let (vault, opened) = Vault::assemble(disk.clone(), None, open_view, |entry| {
         entries.push(entry.clone());
     })?;
     Ok((vault, opened, entries))
