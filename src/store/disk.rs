@@ -65,20 +65,24 @@ impl SledStore {
     /// [`StoreError::Damaged`] when it is beyond repair and should be set aside; other errors
     /// when the disk fails.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
+        Self::open_within(dir, cache_bytes, LOCK_WAIT)
+    }
+
+    fn open_within(dir: &Path, cache_bytes: u64, wait: Duration) -> Result<Self, StoreError> {
         make_dir(dir).map_err(io_error)?;
         remove_snapshots(dir, |name| name.ends_with(".generating")).map_err(io_error)?;
-        match Self::open_locked(dir, cache_bytes) {
+        match Self::open_locked(dir, cache_bytes, wait) {
             Err(StoreError::Damaged(first)) => {
                 tracing::warn!(dir = %dir.display(), error = %first, "opening without snapshots");
                 remove_snapshots(dir, |_| true).map_err(io_error)?;
-                Self::open_locked(dir, cache_bytes)
+                Self::open_locked(dir, cache_bytes, wait)
             }
             opened => opened,
         }
     }
 
-    fn open_locked(dir: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
-        let give_up_at = Instant::now() + LOCK_WAIT;
+    fn open_locked(dir: &Path, cache_bytes: u64, wait: Duration) -> Result<Self, StoreError> {
+        let give_up_at = Instant::now() + wait;
         loop {
             match shielded(|| Self::open_once(dir, cache_bytes)) {
                 Err(error) if is_lock(&error) && Instant::now() < give_up_at => {
@@ -308,6 +312,20 @@ mod tests {
         assert_eq!(found.as_deref(), Some(&large[..]));
         let found = store.get(Tree::Meta, b"m").expect("an answer");
         assert_eq!(found.as_deref(), Some(&b"v"[..]));
+    }
+
+    #[test]
+    fn the_lock_of_sled_is_told_from_other_errors_and_waited_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = open(dir.path()).expect("a store");
+        let second = SledStore::open_within(dir.path(), CACHE, Duration::ZERO);
+        assert!(is_lock(&second.expect_err("it is held")));
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| open(dir.path()));
+            drop(first);
+            let second = second.join().expect("no panic");
+            second.expect("a store, once the first is closed");
+        });
     }
 
     #[test]

@@ -9,7 +9,8 @@
 //! A [`rewrite`](Journal::rewrite) puts what is still needed into a new file of the next
 //! generation and renames it over the old one.
 //!
-//! The framing is specified in [`record`].
+//! A record is framed by a magic, its tag, that offset, its length and a check over all of it,
+//! its generation and its place; `journal/record.rs` specifies it.
 
 mod error;
 mod reader;

@@ -171,6 +171,22 @@ fn a_store_that_does_not_open_is_set_aside_and_the_worker_starts_empty() {
 }
 
 #[test]
+fn a_store_that_opens_and_shows_its_damage_only_then_is_set_aside() {
+    let dir = tempfile::tempdir().expect("a directory");
+    {
+        let (store, _) = open(dir.path());
+        store.save(&spec(1, 10)).expect("saved");
+        let mut batch = Batch::new();
+        batch.put(Tree::Used, b"not a hash", b"nonsense".to_vec());
+        store.store().apply(&batch).expect("applied");
+    }
+    let (store, opened) = open(dir.path());
+    assert!(opened.set_aside.is_some_and(|path| path.exists()));
+    assert_eq!(opened.blobs, 0);
+    assert!(!has(&store, &spec(1, 10)));
+}
+
+#[test]
 fn a_second_worker_and_a_coordinators_directory_are_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let first = open(dir.path());

@@ -89,7 +89,7 @@ pub enum DamageProof {
     Unclear,
 }
 
-/// Why [`Journal::open`] failed: the journal, or the visitor.
+/// Why [`Journal::open`](super::Journal::open) failed: the journal, or the visitor.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError<E> {
     /// The journal cannot be read.

@@ -457,6 +457,56 @@ fn a_damaged_view_is_set_aside_and_built_from_the_journal() {
     check_view(&**vault.view(), 3, "kept");
 }
 
+/// A view of which every page is damaged.
+#[derive(Debug)]
+struct Broken;
+
+impl Store for Broken {
+    fn get(&self, _: Tree, _: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        Err(StoreError::Damaged("a test".into()))
+    }
+
+    fn apply(&self, _: &Batch) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn scan(&self, _: Tree, _: &[u8], _: usize) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        Err(StoreError::Damaged("a test".into()))
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn size_on_disk(&self) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+}
+
+#[test]
+fn a_view_that_opens_and_shows_its_damage_only_then_is_replaced() {
+    let disk = SimDisk::default();
+    let (mut vault, ..) = open(&disk, &Arc::new(MemoryStore::new()));
+    vault.append(&genesis(0)).expect("an append");
+    publish(&mut vault, 1, &mut Progress::default()).expect("published");
+    let sound = Arc::new(MemoryStore::new());
+    let mut opened = 0;
+    let open_view = |damage: Option<StoreError>| {
+        opened += 1;
+        Ok(match damage {
+            None => Arc::new(Broken) as Arc<dyn Store>,
+            Some(_) => Arc::clone(&sound) as Arc<dyn Store>,
+        })
+    };
+    let (vault, _) = Vault::assemble(disk, None, open_view, |_| {}).expect("a vault");
+    check_view(&**vault.view(), 1, "the second view");
+    assert_eq!(opened, 2);
+}
+
 #[test]
 fn a_view_that_is_gone_or_left_half_opened_is_no_loss() {
     let dir = tempfile::tempdir().expect("a directory");
