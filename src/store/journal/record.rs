@@ -181,6 +181,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::spec::hash::hex;
 
     fn prefix_of(bytes: &[u8]) -> Option<Prefix> {
         Prefix::decode(bytes.first_chunk()?)
@@ -200,6 +201,23 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(Header::decode(&flipped), Err(HeaderError::Damaged));
         }
+    }
+
+    #[test]
+    fn the_encoding_is_fixed() {
+        let header = Header {
+            generation: 2,
+            sealed: 300,
+        };
+        let place = Place {
+            generation: 2,
+            offset: 300,
+        };
+        let bytes = Bytes::from_static(b"steps: []\n");
+        let record = encode(place, 290, &Entry::Body { bytes }).expect("short enough");
+        let lines = [hex(&header.encode()), hex(&record)];
+        let golden = include_str!("../../../tests/data/journal.hex");
+        assert_eq!(lines, *golden.lines().collect::<Vec<_>>());
     }
 
     #[test]
