@@ -211,9 +211,9 @@ impl WorkerStore {
         self.make_room(&**store, spec)?;
         let mut usage = self.usage();
         let old = usage.blobs.remove(&spec.hash());
-        usage.live_bytes -= old.unwrap_or(0);
+        usage.live_bytes = usage.live_bytes.saturating_sub(old.unwrap_or(0));
         let at = usage.blobs.insert(spec.hash(), spec.len());
-        usage.live_bytes += spec.len();
+        usage.live_bytes = usage.live_bytes.saturating_add(spec.len());
         drop(usage);
 
         let mut batch = Batch::new();

@@ -72,7 +72,8 @@ impl<D: Disk> Journal<D> {
     /// Opens the journal on `disk`, or makes an empty one, and visits all entries in order.
     ///
     /// `applied` is up to where the view has applied the journal: what stands before it was
-    /// durable. A view that was left behind by a rewrite says nothing. What is visited is durable when this returns.
+    /// durable. A view that was left behind by a rewrite says nothing. What is visited is durable
+    /// when this returns.
     ///
     /// # Errors
     /// [`OpenError`]; nothing on disk has changed then but leftovers.

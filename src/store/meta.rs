@@ -7,7 +7,7 @@
 //! | `catalog` | id, 16 B | both |
 //! | `reset-key` | 32 random bytes, made once | both |
 //! | `high-water` | epoch u64, revision u64, head hash 32 B | worker |
-//! | `applied` | generation u64, offset u64: the journal's end when the view was written | coordinator |
+//! | `applied` | generation u64, offset u64: how far the view has the journal | coordinator |
 
 use super::journal::Position;
 use super::{Batch, Store, StoreError, Tree};

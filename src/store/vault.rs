@@ -174,14 +174,18 @@ impl<D: Disk> Vault<D> {
             view_rebuilt: None,
             bodies: index.len(),
         };
-        if let Err(ViewError::Store(damage @ StoreError::Damaged(_))) =
-            view.catch_up(&journal.reader())
-        {
-            // Its files must be closed before their directory gets another name.
-            drop(view);
-            view = View::new(open_view(Some(damage))?);
-            // Nothing was observed for this one.
-            view.forget();
+        match view.catch_up(&journal.reader()) {
+            Err(ViewError::Store(damage @ StoreError::Damaged(_))) => {
+                // Its files must be closed before their directory gets another name.
+                drop(view);
+                view = View::new(open_view(Some(damage))?);
+                // Nothing was observed for this one.
+                view.forget();
+            }
+            // All of the journal was just read, so it is the view that stands at a wrong place.
+            Err(ViewError::Journal(_)) => view.forget(),
+            // The next try says why, if it fails again.
+            Ok(()) | Err(ViewError::Store(_)) => {}
         }
         let reader = BlobReader::new(Arc::clone(view.store()), journal.reader(), index, lock);
         let mut vault = Self {

@@ -40,7 +40,8 @@ impl WorkerStore {
     /// [`StoreError`]. If even the old store does not open again, the worker goes on in memory
     /// until it is restarted.
     pub fn compact(&self) -> Result<Option<Compacted>, StoreError> {
-        let worth_it = self.live_bytes().saturating_mul(FACTOR) + SLACK_BYTES;
+        let live = self.live_bytes().saturating_mul(FACTOR);
+        let worth_it = live.saturating_add(SLACK_BYTES);
         match &self.home {
             Some(home) if self.size_on_disk()? > worth_it => self.compact_now(home).map(Some),
             _ => Ok(None),

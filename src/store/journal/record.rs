@@ -77,6 +77,8 @@ impl Header {
         let mut r = Reader::new(covered);
         let mut fields = || Ok::<_, DecodeError>((r.array()?, r.u32()?, r.u64()?, r.u64()?));
         match fields() {
+            // There must be a next generation; nobody gets there by counting.
+            Ok((HEADER_MAGIC, FORMAT, u64::MAX, _)) => Err(HeaderError::Damaged),
             Ok((HEADER_MAGIC, FORMAT, generation, sealed)) => Ok(Self { generation, sealed }),
             Ok((HEADER_MAGIC, format, ..)) => Err(HeaderError::Newer(format)),
             Ok(_) | Err(_) => Err(HeaderError::Damaged),

@@ -508,6 +508,28 @@ fn a_view_that_opens_and_shows_its_damage_only_then_is_replaced() {
 }
 
 #[test]
+fn a_view_that_stands_within_an_entry_is_built_anew() {
+    let disk = SimDisk::default();
+    let view = Arc::new(MemoryStore::new());
+    let (mut vault, ..) = open(&disk, &view);
+    vault.append(&genesis(0)).expect("an append");
+    publish(&mut vault, 1, &mut Progress::default()).expect("published");
+    let mut batch = Batch::new();
+    let offset = journal::record::HEADER_LEN as u64 + 3;
+    let within = Position {
+        generation: 1,
+        offset,
+    };
+    crate::store::meta::put_applied(&mut batch, within);
+    batch.put(Tree::Records, "stale", b"nonsense".to_vec());
+    view.apply(&batch).expect("applied");
+    let (vault, ..) = open(&disk, &view);
+    check_view(&**vault.view(), 1, "built anew");
+    let stale = view.get(Tree::Records, b"stale").expect("an answer");
+    assert_eq!(stale, None);
+}
+
+#[test]
 fn a_view_that_is_gone_or_left_half_opened_is_no_loss() {
     let dir = tempfile::tempdir().expect("a directory");
     filled(dir.path(), 3);
