@@ -50,6 +50,6 @@ pub(crate) async fn run(
 }
 
 /// Copies the journal of the coordinator on this machine and says how many bytes it has.
-async fn copy(_config: &ClientConfig, _out: &mut dyn Write) -> anyhow::Result<u64> {
+async fn copy(_config: &ClientConfig, _out: &mut (dyn Write + Send)) -> anyhow::Result<u64> {
     Err(Complaint::not_built("client for a backup").into())
 }

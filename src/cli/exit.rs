@@ -114,13 +114,14 @@ impl Exit {
     fn of_code(code: &str) -> Self {
         match code {
             "absent" | "not-found" | "compacted" | "future-revision" => Self::NotFound,
-            "no-freshness-proof" | "not-held" | "no-bytes" | "deadline" | "unreachable"
+            "no-freshness-proof" | "not-held" | "no-bytes" | "deadline" | "unreachable" | "dns"
+            | "dial-timeout" | "timed-out" | "too-slow" | "lost" | "closed" | "not-ready"
             | "wrong-catalog" | "quarantined" | "busy" | "draining" | "no-catalog" => {
                 Self::Unavailable
             }
             "expect-failed" | "not-allowed" | "key-reused" | "missing-body" => Self::Refused,
             "too-large" | "invalid" | "syntax" => Self::BadInput,
-            "trust" => Self::Trust,
+            "trust" | "peer-untrusted" | "self-untrusted" | "tls" | "wrong-node" => Self::Trust,
             "disk-full" | "disk-failed" | "damaged" => Self::Store,
             _ => Self::General,
         }

@@ -112,7 +112,26 @@ fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a st
 
 #[cfg(test)]
 mod tests {
+    use super::super::fake::{Fake, run_on};
     use super::*;
+
+    #[test]
+    fn every_page_is_of_the_revision_of_the_first() {
+        let fake = Fake::with(&[("a", "1"), ("c", "1")]);
+        fake.page_by(1);
+        let read = run_on(false, async |_| {
+            let mut pages = Pages::new(&fake, "", None, false);
+            let mut names = Vec::new();
+            while let Some(page) = pages.next().await? {
+                assert_eq!(page.rev, Revision::new(1));
+                names.extend(page.records.into_iter().map(|(name, _)| name.to_string()));
+                fake.put(&[("b", "2")]);
+            }
+            assert_eq!(names, ["a", "c"]);
+            Ok(())
+        });
+        read.expect("listed");
+    }
 
     #[test]
     fn the_nearest_names_are_few_and_the_best_first() {

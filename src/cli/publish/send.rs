@@ -41,7 +41,15 @@ pub(super) async fn send(
 
 /// When nobody knows whether it happened, the way out is to repeat it with the same key.
 fn with_key(failure: Failure, request: &Publish) -> Failure {
-    let unknown = ["deadline", "unreachable", Code::Disk.as_str()];
+    let disk = Code::Disk.as_str();
+    let unknown = [
+        "deadline",
+        "unreachable",
+        "timed-out",
+        "lost",
+        "closed",
+        disk,
+    ];
     match &request.key {
         Some(key) if unknown.contains(&failure.code.as_str()) => failure.hint(format!(
             "it may have happened: repeat the command with `--idempotency-key {}`",
