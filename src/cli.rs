@@ -11,6 +11,7 @@ mod completions;
 mod config;
 mod connect;
 mod coordinator;
+mod daemon;
 mod demo;
 mod diff;
 mod exit;

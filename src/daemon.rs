@@ -59,13 +59,13 @@ pub enum RunError {
     #[error(transparent)]
     Local(#[from] ServeError),
     /// The coordinator's store.
-    #[error("the coordinator's store does not open: {0}")]
+    #[error("the coordinator's store does not open")]
     Vault(#[source] VaultError),
     /// The worker's store.
-    #[error("the worker's store does not open: {0}")]
+    #[error("the worker's store does not open")]
     Cache(#[source] CacheError),
     /// A journal whose records are whole and make no history.
-    #[error("the journal makes no sense: {0}")]
+    #[error("the journal makes no history")]
     Replay(#[from] ReplayError),
     /// The store's disk, while starting.
     #[error("the store failed while starting: {0}")]
@@ -75,7 +75,30 @@ pub enum RunError {
     Thread(#[source] std::io::Error),
 }
 
+/// Which part of a daemon refuses, for exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Certificates and trust.
+    Trust,
+    /// A port or a socket.
+    Address,
+    /// The store.
+    Store,
+    /// Anything else.
+    Other,
+}
+
 impl RunError {
+    /// Which part it is about.
+    pub fn part(&self) -> Part {
+        match self {
+            Self::Identity(_) | Self::Role { .. } | Self::HeadKey(_) => Part::Trust,
+            Self::Bind(_) | Self::Local(_) => Part::Address,
+            Self::Vault(_) | Self::Cache(_) | Self::Replay(_) | Self::Disk(_) => Part::Store,
+            Self::Thread(_) => Part::Other,
+        }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -133,7 +156,7 @@ fn lock_hint(error: &LockError) -> &'static str {
 fn journal_hint(error: &JournalError) -> &'static str {
     match error {
         JournalError::Io { .. } => "check the disk and that this user may write there",
-        JournalError::Damaged { .. } => RESTORE,
+        JournalError::Damaged { .. } | JournalError::Gone => RESTORE,
         JournalError::NewerFormat { .. } | JournalError::Unknown { .. } => {
             "start the version of Larder that wrote it, or a newer one"
         }

@@ -20,5 +20,5 @@ pub mod worker;
 
 pub use codec::DecodeError;
 pub use coordinator::Coordinator;
-pub use daemon::RunError;
+pub use daemon::{Part, RunError};
 pub use worker::Worker;

@@ -1,6 +1,7 @@
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
+use larder::bridge::http::HttpClient;
 use larder::config::ClientConfig;
 
 use super::complaint::Complaint;
@@ -50,6 +51,19 @@ pub(crate) async fn run(
 }
 
 /// Copies the journal of the coordinator on this machine and says how many bytes it has.
-async fn copy(_config: &ClientConfig, _out: &mut (dyn Write + Send)) -> anyhow::Result<u64> {
-    Err(Complaint::not_built("client for a backup").into())
+async fn copy(config: &ClientConfig, out: &mut (dyn Write + Send)) -> anyhow::Result<u64> {
+    let sockets = match &config.socket {
+        Some(socket) => std::slice::from_ref(socket),
+        None => &config.coordinator_sockets[..],
+    };
+    let mut tried = Vec::new();
+    for socket in sockets {
+        match HttpClient::connect(socket.as_path()).await {
+            Ok(client) => return Ok(client.backup(out).await?),
+            Err(failure) => tried.push(format!("{}: {failure}", socket.display())),
+        }
+    }
+    let complaint = Complaint::new(Exit::Unavailable, "found no coordinator on this machine");
+    let hint = "run it where the coordinator runs, or name its socket with `--socket`";
+    Err(complaint.details(tried).hint(hint).into())
 }

@@ -6,9 +6,12 @@ use std::path::Path;
 
 use larder::answer::Failure;
 use larder::api::Api;
+use larder::bridge::http::HttpClient;
+use larder::client::Client;
 use larder::config::{Address, ClientConfig, IdentityPaths};
 
 use super::complaint::Complaint;
+use super::daemon;
 use super::exit::Exit;
 
 /// What a command is going to do.
@@ -34,21 +37,21 @@ pub(crate) async fn connect(
         Way::Quic {
             coordinators,
             identity,
-        } => Ok(over_quic(config, coordinators, identity).await?),
+        } => over_quic(config, coordinators, identity),
     }
 }
 
 async fn over_socket(path: &Path) -> Result<Box<dyn Api>, Failure> {
-    let message = format!("this build has no client for {}", path.display());
-    Err(Failure::new("internal", message))
+    Ok(Box::new(HttpClient::connect(path).await?))
 }
 
-async fn over_quic(
-    _config: &ClientConfig,
-    _coordinators: &[Address],
-    _identity: &IdentityPaths,
-) -> Result<Box<dyn Api>, Failure> {
-    Err(Failure::new("internal", "this build has no QUIC client"))
+fn over_quic(
+    config: &ClientConfig,
+    coordinators: &[Address],
+    identity: &IdentityPaths,
+) -> anyhow::Result<Box<dyn Api>> {
+    let client = Client::open(config, coordinators, identity).map_err(daemon::complain)?;
+    Ok(Box::new(client))
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 use larder::config::{CoordinatorConfig, Field};
 
-use super::complaint::Complaint;
+use super::daemon;
 use super::logging;
 use super::option::{DaemonArgs, GlobalArgs};
 
@@ -38,6 +38,6 @@ pub(crate) fn run(args: &Args, global: &GlobalArgs) -> anyhow::Result<()> {
     serve(config)
 }
 
-fn serve(_config: CoordinatorConfig) -> anyhow::Result<()> {
-    Err(Complaint::not_built("coordinator").into())
+fn serve(config: CoordinatorConfig) -> anyhow::Result<()> {
+    daemon::block_on(|shutdown| larder::coordinator::run(config, shutdown))
 }

@@ -3,6 +3,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use larder::config::{CoordinatorConfig, Field, StoreChoice};
+use larder::store::vault::{self, RestoreError};
 
 use super::complaint::Complaint;
 use super::exit::Exit;
@@ -48,6 +49,31 @@ pub(crate) fn run(args: &Args, global: &GlobalArgs, screen: &mut Screen<'_>) -> 
 }
 
 /// Fills the store and says in one line what it holds now.
-fn restore(_store: &Path, _input: &mut dyn Read) -> anyhow::Result<String> {
-    Err(Complaint::not_built("restore").into())
+fn restore(store: &Path, mut input: &mut dyn Read) -> anyhow::Result<String> {
+    let report = vault::restore(store, &mut input).map_err(|error| {
+        let (exit, hint) = match &error {
+            RestoreError::NotEmpty { .. } => (Exit::Store, "name a new directory with `--store`"),
+            RestoreError::Lock(_) => (Exit::Store, "stop the coordinator first"),
+            RestoreError::Output(_) => (Exit::Store, "check the disk and its free space"),
+            RestoreError::NewerFormat { .. } | RestoreError::Unknown { .. } => (
+                Exit::BadInput,
+                "use the version of Larder that wrote it, or a newer one",
+            ),
+            _ => (
+                Exit::BadInput,
+                "try another backup; nothing was left in the directory",
+            ),
+        };
+        let complaint = Complaint::new(exit, error.to_string()).hint(hint);
+        complaint.because(error)
+    })?;
+    Ok(format!(
+        "{}: catalog {}, epoch {}, revision {}, {} names, {} bodies",
+        store.display(),
+        report.catalog,
+        report.epoch,
+        report.rev,
+        report.names,
+        report.bodies
+    ))
 }

@@ -1,6 +1,6 @@
 use larder::config::{Field, WorkerConfig};
 
-use super::complaint::Complaint;
+use super::daemon;
 use super::logging;
 use super::option::{DaemonArgs, GlobalArgs};
 
@@ -46,6 +46,6 @@ pub(crate) fn run(args: &Args, global: &GlobalArgs) -> anyhow::Result<()> {
     serve(config)
 }
 
-fn serve(_config: WorkerConfig) -> anyhow::Result<()> {
-    Err(Complaint::not_built("worker").into())
+fn serve(config: WorkerConfig) -> anyhow::Result<()> {
+    daemon::block_on(|shutdown| larder::worker::run(config, shutdown))
 }
