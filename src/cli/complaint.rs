@@ -31,11 +31,6 @@ impl Complaint {
         }
     }
 
-    /// A part that is not linked into this build.
-    pub(crate) fn not_built(what: &str) -> Self {
-        Self::new(Exit::General, format!("this build has no {what}"))
-    }
-
     /// What a person can do about it.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

@@ -133,6 +133,12 @@ pub enum Event {
         /// The address could not be reached at all.
         unreachable: bool,
     },
+    /// The connection that carried the call is gone, as when the other side has restarted: a new
+    /// one may do, so the same address is asked once more.
+    Lost {
+        /// Why, in one clause.
+        reason: String,
+    },
     /// The answer is complete.
     End,
 }

@@ -130,6 +130,10 @@ impl From<LinkError> for Trouble {
 fn failed(trouble: Trouble) -> Event {
     let (reason, unreachable) = match trouble {
         Trouble::Link(LinkError::Refused(refusal)) => return Event::Refused(refusal),
+        Trouble::Link(error @ LinkError::Lost(_)) => {
+            let reason = reason_of(&error);
+            return Event::Lost { reason };
+        }
         Trouble::Link(error) => {
             let unreachable = !error.is_peers_fault();
             (reason_of(&error), unreachable)

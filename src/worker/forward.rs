@@ -28,7 +28,14 @@ pub(super) async fn to_coordinator(
         _ => true,
     };
     for link in engine.coordinator_links() {
-        match ask(link, request, body.clone()).await {
+        let mut answer = ask(link, request, body.clone()).await;
+        if let Err(LinkError::Lost(_)) = answer
+            && repeatable
+        {
+            // It has restarted: a new connection may do.
+            answer = ask(link, request, body.clone()).await;
+        }
+        match answer {
             Ok(response) => return Ok(response),
             Err(LinkError::Refused(refusal))
                 if !matches!(refusal.code, Code::NoCatalog | Code::Draining) =>

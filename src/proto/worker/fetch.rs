@@ -19,6 +19,8 @@ pub(super) struct Fetch {
     wanted: Vec<Wanted>,
     active: Vec<(CallId, Source)>,
     tried: Vec<Source>,
+    /// Sources that were given a second try over a new connection.
+    retried: Vec<Source>,
     hops: Vec<HopFailure>,
     hedge_at: Option<Time>,
 }
@@ -39,6 +41,7 @@ impl Fetch {
             wanted: Vec::new(),
             active: Vec::new(),
             tried: Vec::new(),
+            retried: Vec::new(),
             hops: Vec::new(),
             hedge_at: None,
         }
@@ -201,6 +204,15 @@ impl Worker {
                 reason,
                 unreachable,
             } => (reason, unreachable),
+            Event::Lost { reason } => {
+                if let Some(fetch) = self.fetches.get_mut(&hash)
+                    && !fetch.retried.contains(&source)
+                {
+                    fetch.retried.push(source);
+                    fetch.tried.retain(|tried| *tried != source);
+                }
+                (reason, false)
+            }
             Event::End => ("the answer ended early".into(), false),
             Event::Opening(_) | Event::Outcome { .. } => {
                 self.out.push(Output::Cancel(id));

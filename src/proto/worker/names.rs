@@ -44,6 +44,8 @@ pub(super) struct Flight {
     local: Option<Spec>,
     hops: Vec<HopFailure>,
     tried: Vec<usize>,
+    /// Addresses that were given a second try over a new connection.
+    retried: Vec<usize>,
     sent: Option<CallId>,
 }
 
@@ -55,6 +57,7 @@ impl Flight {
             local: None,
             hops: Vec::new(),
             tried: Vec::new(),
+            retried: Vec::new(),
             sent: None,
         }
     }
@@ -228,6 +231,12 @@ impl Worker {
                 reason,
                 unreachable,
             } => return self.call_failed(id, call, &reason, unreachable, now),
+            Event::Lost { reason } => {
+                let source = Source::Coordinator(call.coordinator);
+                self.sources.failed(source, false, now);
+                self.drop_call(id, &mut call, &reason, true, now);
+                return;
+            }
             Event::End if call.answered == call.keys.len() && call.body_of.is_none() => return,
             Event::End => return self.call_failed(id, call, "the answer ended early", false, now),
             _ => {
@@ -307,7 +316,7 @@ impl Worker {
         now: Time,
     ) -> bool {
         let (Some(opening), Some(key)) = (&call.opening, call.keys.get(call.answered)) else {
-            self.drop_call(id, call, "the answer is out of order", now);
+            self.drop_call(id, call, "the answer is out of order", false, now);
             return false;
         };
         let (opening, key) = (opening.clone(), key.clone());
@@ -411,7 +420,7 @@ impl Worker {
                     .remove(&(call.sent + ANSWER_TIMEOUT, Timer::Answer(id)));
                 self.fail_call(call, |_| error.clone());
             }
-            _ => self.drop_call(id, call, &refusal.message, now),
+            _ => self.drop_call(id, call, &refusal.message, false, now),
         }
     }
 
@@ -425,11 +434,18 @@ impl Worker {
     ) {
         let source = Source::Coordinator(call.coordinator);
         self.sources.failed(source, unreachable, now);
-        self.drop_call(id, &mut call, reason, now);
+        self.drop_call(id, &mut call, reason, false, now);
     }
 
-    /// What the call has not answered is asked elsewhere.
-    fn drop_call(&mut self, id: CallId, call: &mut ResolveCall, reason: &str, now: Time) {
+    /// What the call has not answered is asked elsewhere, or `again` there.
+    fn drop_call(
+        &mut self,
+        id: CallId,
+        call: &mut ResolveCall,
+        reason: &str,
+        again: bool,
+        now: Time,
+    ) {
         self.timers
             .remove(&(call.sent + ANSWER_TIMEOUT, Timer::Answer(id)));
         let source = Source::Coordinator(call.coordinator);
@@ -440,7 +456,11 @@ impl Worker {
         for key in call.keys.drain(..).skip(call.answered) {
             if let Some(flight) = self.flights.get_mut(&key) {
                 flight.hops.push(failure.clone());
-                flight.tried.push(call.coordinator);
+                if !again || flight.retried.contains(&call.coordinator) {
+                    flight.tried.push(call.coordinator);
+                } else {
+                    flight.retried.push(call.coordinator);
+                }
                 flight.sent = None;
                 self.ready.push(key);
             }

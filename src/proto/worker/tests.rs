@@ -311,6 +311,50 @@ fn the_next_address_is_asked_and_the_one_that_works_stays_first() {
 }
 
 #[test]
+fn a_restarted_coordinator_is_asked_once_more_over_a_new_connection() {
+    let mut desk = desk(1, 0);
+    let lost = || Event::Lost {
+        reason: "the peer has restarted".into(),
+    };
+    desk.strict(1, "a");
+    let (call, ..) = desk.resolve();
+    desk.event(call, lost());
+    let (call, ..) = desk.resolve();
+    desk.event(call, opening(1));
+    desk.outcome(call, None, false);
+    assert_eq!(desk.answer(1).failed.len(), 1);
+
+    desk.strict(2, "a");
+    let (call, ..) = desk.resolve();
+    desk.event(call, lost());
+    let (call, ..) = desk.resolve();
+    desk.event(call, lost());
+    assert_eq!(desk.error(2).hops().len(), 2, "once more, and not for ever");
+}
+
+#[test]
+fn a_restarted_peer_is_asked_once_more_for_bytes() {
+    let mut desk = desk(0, 1);
+    let lost = || Event::Lost {
+        reason: "the peer has restarted".into(),
+    };
+    let target = spec("v").hash().to_string();
+    for ticket in 1..=2 {
+        desk.read(ticket, &target, Freshness::Strict);
+        let (call, _) = desk.fetch();
+        desk.event(call, lost());
+        let (call, _) = desk.fetch();
+        let event = match ticket {
+            1 => lost(),
+            _ => Event::Body(spec("v").into_bytes()),
+        };
+        desk.event(call, event);
+    }
+    assert!(matches!(desk.error(1), GetError::NoBytes { .. }));
+    assert_eq!(desk.answer(2).spec, Some(spec("v")));
+}
+
+#[test]
 fn a_silent_coordinator_is_given_up_after_a_while() {
     let mut desk = desk(2, 0);
     desk.strict(1, "a");
@@ -659,6 +703,9 @@ mod any_order {
             Just(Event::Refused(Refusal::new(Code::NotFound, "no"))),
             Just(failed("gone")),
             Just(Event::End),
+            Just(Event::Lost {
+                reason: "restarted".into()
+            }),
         ]
     }
 
