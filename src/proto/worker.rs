@@ -4,9 +4,9 @@
 //! say so, and only in answer to a request sent after the read began. Then it is a question of
 //! *bytes*: anyone may give them, since their hash proves them.
 //!
-//! - Truth is asked through one [flight](names) per name: a strict read joins only a flight that
+//! - Truth is asked through one *flight* per name: a strict read joins only a flight that
 //!   has not been sent yet, so it can never return what was true before it began.
-//! - Bytes are gathered by one [fetch](fetch) per hash, shared by all who want it; further
+//! - Bytes are gathered by one *fetch* per hash, shared by all who want it; further
 //!   sources are asked when the first is slow, and the first *verified* answer wins.
 //!
 //! The machine decides; the driver carries out [`Output`]s and hands in [`Input`]s. It may load
