@@ -66,6 +66,11 @@ const CHILD: &str = "ingest/orders";
 /// A definition that takes a while to send.
 const LARGE: &str = "load/inventory";
 
+/// Definitions that fill a worker's store, and the length of each in bytes.
+const ARCHIVED: u64 = 96;
+/// See [`ARCHIVED`].
+const ARCHIVED_LEN: usize = 16 << 10;
+
 /// Bytes of its body that pass before the coordinator is killed.
 const CUT_AFTER: u64 = 300_000;
 
@@ -138,17 +143,17 @@ impl Demo {
             [&one.client, &two.client, &three.client],
         )
         .await?;
-        let large = self
-            .broken_off(
-                screen,
-                &coordinator.client,
-                &forwarder,
-                [&one.client, &two.client, &three.client],
-            )
-            .await?;
+        self.broken_off(
+            screen,
+            &coordinator.client,
+            &forwarder,
+            [&one.client, &two.client, &three.client],
+        )
+        .await?;
+        let archived = archive(&coordinator.client, [&one.client, &two.client]).await?;
         self.outage(screen, &one.client, &two.client, &three.client)
             .await?;
-        self.damage(screen, &large, &two.listen).await?;
+        self.damage(screen, &archived, &two.listen).await?;
         let (held, took) = (self.held, self.began.elapsed().as_secs_f64());
         say(screen, format_args!("all {held} checks held, {took:.1} s"))
     }
@@ -217,7 +222,7 @@ impl Demo {
         coordinator: &HttpClient,
         forwarder: &Forwarder,
         [one, two, three]: [&HttpClient; 3],
-    ) -> anyhow::Result<Spec> {
+    ) -> anyhow::Result<()> {
         self.begin(
             screen,
             "the coordinator breaks off in the middle of a body and a peer gives the bytes",
@@ -257,7 +262,7 @@ impl Demo {
         let answer = strict(three, LARGE).await?;
         self.check(answer.proof.mode == Mode::Asked, "workers reach it again")?;
         show(screen, "w3", LARGE, &answer)?;
-        Ok(large)
+        Ok(())
     }
 
     /// Step 5: names fail closed, hashes go on.
@@ -318,19 +323,31 @@ impl Demo {
     async fn damage(
         &mut self,
         screen: &mut Screen<'_>,
-        large: &Spec,
+        spec: &Spec,
         peer: &str,
     ) -> anyhow::Result<()> {
         self.begin(screen, "a blob is damaged on disk, noticed, and healed")?;
+        // A start writes a snapshot. Damage behind the last one looks like the torn end of a log
+        // and is dropped in silence; what a snapshot covers is noticed.
         self.site.terminate("w1").await?;
-        let changed = self.site.flip_byte("w1", large.bytes())?;
+        self.site.restart("w1").await?;
+        self.site.terminate("w1").await?;
+        let changed = self.site.flip_byte("w1", spec.bytes())?;
         self.check(changed > 0, "a byte of the blob was changed on disk")?;
         let one = self.site.restart_with("w1", &["--peer", peer]).await?;
-        let hash = large.hash().to_string();
+        let hash = spec.hash().to_string();
         let answer = strict(&one, &hash).await?;
-        let noticed = answer.failed.iter().any(|hop| hop.hop == Hop::Disk);
+        // Damage to a page is named with the read; damage to the log sets the whole store aside.
+        let set_aside = self.site.set_aside("w1")?;
+        let noticed = answer.failed.iter().any(|hop| hop.hop == Hop::Disk) || set_aside.is_some();
+        if let Some(path) = set_aside {
+            say(
+                screen,
+                format_args!("  w1  its damaged store was set aside as {path}"),
+            )?;
+        }
         self.check(noticed, "the damage was noticed")?;
-        self.check(answer.spec.as_ref() == Some(large), "the bytes are right")?;
+        self.check(answer.spec.as_ref() == Some(spec), "the bytes are right")?;
         self.check(answer.proof.source != Hop::Disk, "they came from elsewhere")?;
         show(screen, "w1", &hash[..15], &answer)?;
         let answer = strict(&one, &hash).await?;
@@ -432,16 +449,45 @@ fn example_spec(name: &str) -> Spec {
     spec(example_text(name))
 }
 
-/// About 900 KiB of YAML whose lines differ.
+/// Publishes and reads enough that a worker's store has several segments; returns one of
+/// them.
+async fn archive(coordinator: &HttpClient, workers: [&HttpClient; 2]) -> anyhow::Result<Spec> {
+    let specs: Vec<_> = (0..ARCHIVED)
+        .map(|number| {
+            let text = filler(number << 32, ARCHIVED_LEN);
+            (format!("archive/part-{number}"), spec(&text))
+        })
+        .collect();
+    let named: Vec<_> = specs
+        .iter()
+        .map(|(name, spec)| (name.as_str(), spec.clone()))
+        .collect();
+    publish(coordinator, &named).await?;
+    for worker in workers {
+        for (name, _) in &specs {
+            strict(worker, name).await?;
+        }
+    }
+    let old = specs.into_iter().nth(45).map(|(_, spec)| spec);
+    old.ok_or_else(|| anyhow::anyhow!("nothing was archived"))
+}
+
+/// About 900 KiB of YAML.
 fn large_text() -> String {
+    filler(0, 900 << 10)
+}
+
+/// YAML of at least `len` bytes whose lines differ, from `first` on.
+fn filler(first: u64, len: usize) -> String {
     let mut text = String::from("steps:\n");
-    let mut number = 0_u64;
-    while text.len() < 900 << 10 {
+    for number in first.. {
+        if text.len() >= len {
+            break;
+        }
         let digest = blake3_hex(number);
         text.push_str(&format!(
             "  - name: part-{number}\n    run: load --part {digest}\n"
         ));
-        number += 1;
     }
     text
 }

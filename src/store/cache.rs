@@ -180,7 +180,12 @@ impl WorkerStore {
         let loaded = blobs::load(&**self.store(), hash, len)?;
         match &loaded {
             Loaded::Found(_) => self.touch(hash),
-            Loaded::Damaged => self.forget(hash)?,
+            // A damaged page may refuse the removal too; the bytes are not served either way.
+            Loaded::Damaged => {
+                if let Err(error) = self.forget(hash) {
+                    tracing::warn!(hash = %hash.short(), %error, "a damaged blob cannot be removed");
+                }
+            }
             Loaded::Missing => {
                 let known = self.usage().blobs.get(&hash).map(|(_, &len)| len);
                 // A power cut may take the value of a key. Of another length it is not missing.

@@ -236,6 +236,17 @@ impl Site {
         Ok(changed)
     }
 
+    /// The damaged store that a node has put out of the way, if it has.
+    pub(super) fn set_aside(&self, name: &str) -> anyhow::Result<Option<String>> {
+        for entry in fs::read_dir(self.path.join(format!("{name}.store")))? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name.contains(".corrupt-") {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+
     fn process(&mut self, name: &str) -> anyhow::Result<&mut Process> {
         self.processes
             .get_mut(name)
