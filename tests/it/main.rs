@@ -1,3 +1,7 @@
 //! Larder as its users meet it: in process through the crate, and as real processes.
 
+mod bad_input;
+mod crash;
 mod in_process;
+mod main_job;
+mod site;
