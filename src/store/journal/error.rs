@@ -19,7 +19,7 @@ pub enum JournalError {
     /// Something that was acknowledged cannot be read back.
     #[error(
         "the journal is damaged at byte {offset}: {proof}; restore it from a backup with \
-         `larder coordinator restore`"
+         `larder restore`"
     )]
     Damaged {
         /// Where the first invalid record stands.
@@ -30,7 +30,7 @@ pub enum JournalError {
     /// There is no journal, but a view of one.
     #[error(
         "the journal is gone, and only its view is left; restore it from a backup with \
-         `larder coordinator restore`"
+         `larder restore`"
     )]
     Gone,
     /// A later version of Larder wrote it.

@@ -219,10 +219,7 @@ fn a_journal_that_is_shorter_than_what_was_applied_is_damaged() {
         offset: durable,
     };
     let error = open_at(&disk, Some(applied)).expect_err("damage");
-    assert!(
-        error.to_string().contains("larder coordinator restore"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("larder restore"), "{error}");
 
     let of_generation = |generation| Position {
         generation,

@@ -558,10 +558,7 @@ fn a_journal_that_lost_what_the_view_applied_refuses_to_open() {
         .expect("a cut");
     let error = Vault::open(dir.path(), 16 << 20, |_| {}).map(|_| ());
     let error = error.expect_err("acknowledged entries are gone");
-    assert!(
-        error.to_string().contains("larder coordinator restore"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("larder restore"), "{error}");
     let left = fs::metadata(&path).expect("metadata").len();
     assert_eq!(
         left,
