@@ -17,7 +17,7 @@ use super::exit::Exit;
 /// What a command is going to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// Read: a worker answers without a round trip, so it is preferred.
+    /// Read: a worker has bytes on disk, so it is preferred.
     Read,
     /// Publish: only a coordinator takes that.
     Write,
