@@ -42,6 +42,8 @@ pub(super) struct Engine {
     publishers: Mutex<BTreeMap<Ticket, oneshot::Sender<Result<PublishedRev, Refusal>>>>,
     next_ticket: AtomicU64,
     handle: Handle,
+    /// The wake-up that a task sleeps for already, microseconds.
+    armed: AtomicU64,
     journal_len: AtomicU64,
     /// Length of the journal when it was last rewritten, or opened.
     journal_base: AtomicU64,
@@ -64,6 +66,7 @@ impl Engine {
             publishers: Mutex::default(),
             next_ticket: AtomicU64::new(0),
             handle: handle.clone(),
+            armed: AtomicU64::new(0),
             journal_len: AtomicU64::new(journal_len),
             journal_base: AtomicU64::new(journal_len),
         })
@@ -199,7 +202,9 @@ impl Engine {
                 }
             }
         }
-        if let Some(wake) = machine.next_wake() {
+        if let Some(wake) = machine.next_wake()
+            && self.armed.swap(wake.as_micros(), Ordering::Relaxed) != wake.as_micros()
+        {
             let pause = wake.since(clock::now());
             let engine = Arc::downgrade(self);
             self.handle.spawn(async move {
