@@ -168,7 +168,10 @@ fn run(store: &WorkerStore, shared: &Shared, jobs: &mpsc::Receiver<Job>) {
                 dirty = true;
                 write(store, shared, job)
             }
-            None if std::mem::take(&mut dirty) => store.flush(),
+            // sled never shrinks; a quiet moment after writes is the time to see whether a copy pays.
+            None if std::mem::take(&mut dirty) => {
+                store.flush().and_then(|()| store.compact().map(|_done| ()))
+            }
             None => Ok(()),
         };
         if let Err(error) = written {
