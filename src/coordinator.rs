@@ -107,6 +107,7 @@ impl Coordinator {
                 let unix_ms = clock::unix_ms();
                 started.drive(Input::NewEpoch { unix_ms });
             }
+            started.await_epoch().map_err(RunError::Disk)?;
             engine = Some(started);
             storage = Some(thread);
         }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
@@ -35,6 +35,8 @@ pub(super) type Bodies = BlobReader<<RealDisk as Disk>::File>;
 /// takes no decision.
 pub(super) struct Engine {
     machine: Mutex<Coordinator>,
+    /// Notified after each input of the machine.
+    moved: Condvar,
     view: ArcSwap<View>,
     bodies: Bodies,
     jobs: Sender<Job>,
@@ -60,6 +62,7 @@ impl Engine {
         Arc::new(Self {
             view: ArcSwap::new(machine.view()),
             machine: Mutex::new(machine),
+            moved: Condvar::new(),
             bodies,
             jobs,
             staging: Semaphore::new(MAX_STAGING),
@@ -79,6 +82,23 @@ impl Engine {
 
     pub(super) fn machine(&self) -> MutexGuard<'_, Coordinator> {
         lock(&self.machine)
+    }
+
+    /// Waits until the newest epoch has a visible revision. Before that, an answer would name the
+    /// epoch before it, and a worker that saw more of that one would call it a rollback.
+    pub(super) fn await_epoch(&self) -> Result<(), String> {
+        let mut machine = self.machine();
+        while machine.view().epoch < machine.ledger().epoch() {
+            if let Some(reason) = machine.lost() {
+                return Err(reason.to_owned());
+            }
+            if machine.pending() == 0 {
+                return Err("the first revision of the new epoch could not be written".into());
+            }
+            let moved = self.moved.wait(machine);
+            machine = moved.unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(())
     }
 
     pub(super) fn journal_len(&self) -> u64 {
@@ -202,6 +222,7 @@ impl Engine {
                 }
             }
         }
+        self.moved.notify_all();
         if let Some(wake) = machine.next_wake()
             && self.armed.swap(wake.as_micros(), Ordering::Relaxed) != wake.as_micros()
         {
