@@ -22,7 +22,6 @@ use crate::identity::Role;
 use crate::net::{Endpoint, EndpointOptions, Limits, Runtime};
 use crate::proto::code::{Code, Refusal};
 use crate::proto::coordinator::{Coordinator as Machine, Input, Ledger, ReplayError, Retention};
-use crate::store::meta::Meta;
 use crate::store::vault::{DEFAULT_CACHE_BYTES, Vault};
 use crate::trust::Identity;
 
@@ -208,9 +207,15 @@ fn open(
         Some(replayed) => replayed.and_then(Ledger::finish)?,
         None => begin(&mut vault, &key)?,
     };
-    let reset_key = Meta::of(&**vault.view())
-        .reset_key(rand::random())
-        .map_err(|error| RunError::Disk(crate::worker::with_causes(&error)))?;
+    let fresh = rand::random();
+    let reset_key = vault.reset_key(fresh).unwrap_or_else(|error| {
+        tracing::warn!(
+            %error,
+            "the key for stateless resets cannot be kept, so after the next start peers notice \
+             a little later that their connections are gone"
+        );
+        fresh
+    });
     let view = ledger.view();
     tracing::info!(
         store = %dir.display(),
@@ -220,6 +225,7 @@ fn open(
         names = view.records.names(),
         bodies = opened.bodies,
         torn_bytes = opened.torn_bytes,
+        view_absent = opened.view_absent,
         "store open"
     );
     let retention = Retention::default();

@@ -105,6 +105,11 @@ impl Engine {
         self.journal_len.load(Ordering::Relaxed)
     }
 
+    /// Why bodies are served from the journal alone, if they are.
+    pub(super) fn view_absent(&self) -> Option<String> {
+        self.bodies.view_absent()
+    }
+
     /// Those of `hashes` that are not in the journal.
     pub(super) fn missing(&self, mut hashes: Vec<SpecHash>) -> Vec<SpecHash> {
         hashes.retain(|hash| !self.bodies.has(*hash));

@@ -42,6 +42,7 @@ impl Node {
         status["pending"] = json!(machine.pending());
         status["idempotency_keys"] = json!(machine.ledger().keys());
         status["journal_bytes"] = json!(engine.journal_len());
+        status["view_absent"] = json!(engine.view_absent());
         status["failed"] = json!(machine.lost());
         status
     }

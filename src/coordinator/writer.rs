@@ -1,5 +1,5 @@
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -8,6 +8,7 @@ use crate::catalog::{Content, Entry};
 use crate::proto::code::{Code, Refusal};
 use crate::proto::coordinator::{NotWritten, Written};
 use crate::spec::{Spec, SpecHash};
+use crate::store::file::Disk;
 use crate::store::journal::AppendError;
 use crate::store::vault::Vault;
 use crate::worker::with_causes;
@@ -18,6 +19,10 @@ pub(super) const MAX_STAGING: usize = 1_024;
 
 /// A body that no publish has named for this long is dropped by the next checkpoint.
 const STAGED_FOR: Duration = Duration::from_secs(15 * 60);
+
+/// An absent view is tried anew when nothing was written for this long: building it may take
+/// seconds, in which publishers would wait, and until then bodies are only a little slower.
+const MEND_AFTER: Duration = Duration::from_secs(60);
 
 /// What the storage thread is asked to do.
 #[derive(Debug)]
@@ -43,109 +48,185 @@ pub(super) fn queue() -> (Sender<Job>, Receiver<Job>) {
 
 /// Carries out jobs until the senders are gone; `written` hears how each write of the machine
 /// ended. Returns the vault.
-pub(super) fn run(mut vault: Vault, jobs: &Receiver<Job>, written: impl Fn(Written, u64)) {
-    let mut staged = BTreeMap::new();
-    for job in jobs {
+pub(super) fn run(vault: Vault, jobs: &Receiver<Job>, written: impl Fn(Written, u64)) {
+    let mut storage = Storage::new(vault);
+    loop {
+        let job = match jobs.recv_timeout(MEND_AFTER) {
+            Ok(job) => job,
+            Err(RecvTimeoutError::Timeout) => {
+                storage.mend_view();
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
         match job {
             Job::Body { spec, done } => {
-                let result = stage(&mut vault, &spec, &mut staged);
+                let result = storage.stage(&spec);
                 let _ = done.send(result);
             }
             Job::Entries(entries) => {
-                let result = write(&mut vault, &entries, &mut staged);
-                written(result, vault.journal_len());
+                let result = storage.write(&entries);
+                written(result, storage.vault.journal_len());
                 // Behind the answer: the view only repeats what the journal says.
-                if let Err(error) = vault.apply_to_view() {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "the view stays behind the journal"
-                    );
+                storage.apply_to_view();
+            }
+            Job::Checkpoint { entries, retained } => {
+                storage.checkpoint(entries, retained);
+                written(Written::All, storage.vault.journal_len());
+            }
+        }
+    }
+}
+
+/// The vault, and the bodies that no publish has named yet.
+struct Storage<D: Disk> {
+    vault: Vault<D>,
+    staged: BTreeMap<SpecHash, Instant>,
+}
+
+impl<D: Disk> Storage<D> {
+    fn new(vault: Vault<D>) -> Self {
+        let staged = BTreeMap::new();
+        Self { vault, staged }
+    }
+
+    fn stage(&mut self, spec: &Spec) -> Result<(), Refusal> {
+        if !self.vault.reader().has(spec.hash())
+            && let Err(error) = self.vault.append_body(spec)
+        {
+            return Err(match error {
+                AppendError::Full(_) => {
+                    self.give_space_back();
+                    Refusal::new(Code::DiskFull, "the coordinator's disk is full")
                 }
+                error => Refusal::new(Code::Disk, with_causes(&error)),
+            });
+        }
+        self.staged.insert(spec.hash(), Instant::now());
+        Ok(())
+    }
+
+    fn write(&mut self, entries: &[Entry]) -> Written {
+        let mut kept = 0;
+        let mut failure = None;
+        for entry in entries {
+            match self.append(entry) {
+                Ok(()) => kept += 1,
+                Err(Failed::Entry(why)) => {
+                    failure = Some(why);
+                    break;
+                }
+                Err(Failed::Journal(reason)) => return Written::Lost { reason },
             }
-            Job::Checkpoint {
-                entries,
-                mut retained,
-            } => {
-                staged.retain(|_, at: &mut Instant| at.elapsed() < STAGED_FOR);
-                retained.extend(staged.keys().copied());
-                checkpoint(&mut vault, entries, &retained);
-                written(Written::All, vault.journal_len());
+        }
+        if kept > 0
+            && let Err(error) = self.vault.sync()
+        {
+            let reason = with_causes(&error);
+            tracing::error!(reason, "the journal takes nothing more until a restart");
+            return Written::Lost { reason };
+        }
+        for entry in &entries[..kept] {
+            for hash in bodies_of(entry) {
+                self.staged.remove(&hash);
             }
+        }
+        match failure {
+            None => Written::All,
+            Some(why) => {
+                tracing::warn!(?why, "a publish was not written");
+                Written::Some { kept, why }
+            }
+        }
+    }
+
+    fn append(&mut self, entry: &Entry) -> Result<(), Failed> {
+        if let Some(hash) = self.missing_body(entry) {
+            return Err(Failed::Entry(NotWritten::MissingBody(hash)));
+        }
+        let mut appended = self.vault.append(entry);
+        if let Err(AppendError::Full(_)) = &appended
+            && self.give_space_back() > 0
+            && self.missing_body(entry).is_none()
+        {
+            // It was not its own bodies that were in the way.
+            appended = self.vault.append(entry);
+        }
+        match appended {
+            Ok(_) => Ok(()),
+            Err(AppendError::Full(_)) => Err(Failed::Entry(NotWritten::Full)),
+            Err(error @ (AppendError::Io(_) | AppendError::TooLong { .. })) => {
+                Err(Failed::Entry(NotWritten::Io(with_causes(&error))))
+            }
+            Err(error) => Err(Failed::Journal(with_causes(&error))),
+        }
+    }
+
+    fn missing_body(&self, entry: &Entry) -> Option<SpecHash> {
+        let reader = self.vault.reader();
+        bodies_of(entry).find(|hash| !reader.has(*hash))
+    }
+
+    /// On a full disk, what was staged for publishes that cannot be written now is in the way.
+    /// One of them that comes all the same is told which bytes are missing.
+    fn give_space_back(&mut self) -> u64 {
+        let bytes = self.vault.drop_staged().unwrap_or_else(|error| {
+            // Appends fail from now on, and say why.
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "bodies that no publish named stay in the journal"
+            );
+            0
+        });
+        let reader = self.vault.reader();
+        self.staged.retain(|hash, _| reader.has(*hash));
+        tracing::warn!(
+            bytes,
+            "the disk is full; bodies that no publish named were dropped"
+        );
+        bytes
+    }
+
+    fn apply_to_view(&mut self) {
+        if let Err(error) = self.vault.apply_to_view() {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the view stays behind the journal"
+            );
+        }
+    }
+
+    fn mend_view(&mut self) {
+        if let Err(error) = self.vault.mend_view() {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the view stays absent"
+            );
+        }
+    }
+
+    fn checkpoint(&mut self, entries: Vec<Entry>, mut retained: BTreeSet<SpecHash>) {
+        self.staged.retain(|_, at| at.elapsed() < STAGED_FOR);
+        retained.extend(self.staged.keys().copied());
+        match self.vault.checkpoint(&retained, entries) {
+            Ok(report) => tracing::info!(
+                before = report.bytes_before,
+                after = report.bytes_after,
+                dropped_bodies = report.dropped_bodies,
+                "journal rewritten"
+            ),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the journal was not rewritten and goes on growing"
+            ),
         }
     }
 }
 
-fn stage(
-    vault: &mut Vault,
-    spec: &Spec,
-    staged: &mut BTreeMap<SpecHash, Instant>,
-) -> Result<(), Refusal> {
-    if !vault.reader().has(spec.hash()) {
-        vault.append_body(spec).map_err(|error| match error {
-            AppendError::Full(_) => Refusal::new(Code::DiskFull, "the coordinator's disk is full"),
-            error => Refusal::new(Code::Disk, with_causes(&error)),
-        })?;
-    }
-    staged.insert(spec.hash(), Instant::now());
-    Ok(())
-}
-
-fn write(
-    vault: &mut Vault,
-    entries: &[Entry],
-    staged: &mut BTreeMap<SpecHash, Instant>,
-) -> Written {
-    let mut kept = 0;
-    let mut failure = None;
-    for entry in entries {
-        match append(vault, entry) {
-            Ok(()) => kept += 1,
-            Err(Failed::Entry(why)) => {
-                failure = Some(why);
-                break;
-            }
-            Err(Failed::Journal(reason)) => return Written::Lost { reason },
-        }
-    }
-    if kept > 0
-        && let Err(error) = vault.sync()
-    {
-        let reason = with_causes(&error);
-        tracing::error!(reason, "the journal takes nothing more until a restart");
-        return Written::Lost { reason };
-    }
-    for entry in &entries[..kept] {
-        for hash in bodies_of(entry) {
-            staged.remove(&hash);
-        }
-    }
-    match failure {
-        None => Written::All,
-        Some(why) => {
-            tracing::warn!(?why, "a publish was not written");
-            Written::Some { kept, why }
-        }
-    }
-}
-
+/// Why an entry was not appended.
 enum Failed {
     Entry(NotWritten),
     Journal(String),
-}
-
-fn append(vault: &mut Vault, entry: &Entry) -> Result<(), Failed> {
-    let reader = vault.reader();
-    if let Some(hash) = bodies_of(entry).find(|hash| !reader.has(*hash)) {
-        return Err(Failed::Entry(NotWritten::MissingBody(hash)));
-    }
-    match vault.append(entry) {
-        Ok(_) => Ok(()),
-        Err(AppendError::Full(_)) => Err(Failed::Entry(NotWritten::Full)),
-        Err(error @ (AppendError::Io(_) | AppendError::TooLong { .. })) => {
-            Err(Failed::Entry(NotWritten::Io(with_causes(&error))))
-        }
-        Err(error) => Err(Failed::Journal(with_causes(&error))),
-    }
 }
 
 fn bodies_of(entry: &Entry) -> impl Iterator<Item = SpecHash> {
@@ -157,19 +238,4 @@ fn bodies_of(entry: &Entry) -> impl Iterator<Item = SpecHash> {
         Content::Present { hash, .. } => Some(hash),
         Content::Deleted => None,
     })
-}
-
-fn checkpoint(vault: &mut Vault, entries: Vec<Entry>, retained: &BTreeSet<SpecHash>) {
-    match vault.checkpoint(retained, entries) {
-        Ok(report) => tracing::info!(
-            before = report.bytes_before,
-            after = report.bytes_after,
-            dropped_bodies = report.dropped_bodies,
-            "journal rewritten"
-        ),
-        Err(error) => tracing::warn!(
-            error = &error as &dyn std::error::Error,
-            "the journal was not rewritten and goes on growing"
-        ),
-    }
 }

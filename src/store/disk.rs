@@ -235,8 +235,8 @@ pub(super) fn io_error(error: io::Error) -> StoreError {
     }
 }
 
-/// sled has no kind of error for this, only a text.
-fn is_lock(error: &StoreError) -> bool {
+/// Whether another process has the store. sled has no kind of error for this, only a text.
+pub(super) fn is_lock(error: &StoreError) -> bool {
     matches!(error, StoreError::Io(error) if error.to_string().contains("could not acquire lock"))
 }
 

@@ -6,6 +6,10 @@
 //! has applied it, then something that was acknowledged is **damaged** and the journal refuses to
 //! open; else it is the **torn tail** of a crash and is cut off.
 //!
+//! Bodies behind the last other entry are of no publish yet. Until an entry follows they can be
+//! [cut off](Journal::cut_unsettled), which gives their space back; the view and backups take
+//! what is **settled** only, so that they never hold what may go.
+//!
 //! A [`rewrite`](Journal::rewrite) puts what is still needed into a new file of the next
 //! generation and renames it over the old one.
 //!
@@ -24,6 +28,7 @@ use std::io;
 pub use self::error::{AppendError, DamageProof, JournalError, OpenError, ReadError, RewriteError};
 use self::error::{io_error, write_error};
 pub use self::reader::JournalReader;
+use self::reader::Visited;
 use self::record::{HEADER_LEN, Header, Place};
 use crate::catalog::Entry;
 use crate::store::file::{Disk, DiskFile};
@@ -56,6 +61,8 @@ pub struct Journal<D: Disk> {
     disk: D,
     reader: JournalReader<D::File>,
     end: u64,
+    /// Offset behind the last entry that is no body: what stands before it is never cut off.
+    settled: u64,
     poisoned: bool,
 }
 
@@ -69,6 +76,14 @@ pub struct OpenReport {
 }
 
 impl<D: Disk> Journal<D> {
+    /// Whether there is a journal on `disk`.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn exists(disk: &D) -> Result<bool, JournalError> {
+        Ok(disk.open(FILE).map_err(io_error("open"))?.is_some())
+    }
+
     /// Opens the journal on `disk`, or makes an empty one, and visits all entries in order.
     ///
     /// `applied` is up to where the view has applied the journal: what stands before it was
@@ -90,8 +105,13 @@ impl<D: Disk> Journal<D> {
         };
         let reader = JournalReader::new(file)?;
         let file_len = reader.file().len().map_err(io_error("read"))?;
-        let (entries, end) = reader.visit_all(file_len, &mut visit)?;
+        let Visited {
+            entries,
+            settled,
+            end,
+        } = reader.visit_all(file_len, &mut visit)?;
         reader.refuse_damage(end, file_len, applied)?;
+        let settled = reader.settled_at_start(settled, applied);
         if end < file_len {
             let cut = reader.file().set_len(end);
             cut.map_err(io_error("cut the torn tail off"))?;
@@ -100,7 +120,7 @@ impl<D: Disk> Journal<D> {
         let synced = reader.file().sync_data();
         synced.map_err(io_error("sync"))?;
         disk.sync_dir().map_err(io_error("sync the directory of"))?;
-        reader.set_durable_end(end);
+        reader.set_durable_end(end, settled);
         let report = OpenReport {
             entries,
             torn_bytes: file_len - end,
@@ -109,6 +129,7 @@ impl<D: Disk> Journal<D> {
             disk,
             reader,
             end,
+            settled,
             poisoned: false,
         };
         Ok((journal, report))
@@ -131,6 +152,9 @@ impl<D: Disk> Journal<D> {
             return Err(write_error(error));
         }
         self.end += record.len() as u64;
+        if !matches!(entry, Entry::Body { .. }) {
+            self.settled = self.end;
+        }
         Ok(position)
     }
 
@@ -145,8 +169,33 @@ impl<D: Disk> Journal<D> {
             self.poisoned = true;
             return Err(AppendError::Poisoned(Some(error)));
         }
-        self.reader.set_durable_end(self.end);
+        self.reader.set_durable_end(self.end, self.settled);
         Ok(())
+    }
+
+    /// Cuts off the bodies behind the last other entry, and says how many bytes that gave back.
+    ///
+    /// # Errors
+    /// [`AppendError`]; nothing changed unless it is [`AppendError::Poisoned`].
+    pub fn cut_unsettled(&mut self) -> Result<u64, AppendError> {
+        self.refuse_poison()?;
+        let bytes = self.end - self.settled;
+        if bytes == 0 {
+            return Ok(0);
+        }
+        let file = self.reader.file();
+        file.set_len(self.settled).map_err(write_error)?;
+        if self.durable_end() > self.settled {
+            // A record that is cut off may say that others of its kind were durable. Should it
+            // come back after a power cut, what is written here next would look damaged.
+            if let Err(error) = file.sync_data() {
+                self.poisoned = true;
+                return Err(AppendError::Poisoned(Some(error)));
+            }
+            self.reader.set_durable_end(self.settled, self.settled);
+        }
+        self.end = self.settled;
+        Ok(bytes)
     }
 
     /// Replaces the journal by one of the next generation that holds `entries`.
@@ -183,6 +232,7 @@ impl<D: Disk> Journal<D> {
         }
         self.reader = JournalReader::of(file, header, header.sealed);
         self.end = header.sealed;
+        self.settled = header.sealed;
         Ok(())
     }
 
@@ -204,6 +254,16 @@ impl<D: Disk> Journal<D> {
         let generation = self.generation();
         let offset = self.end;
         Position { generation, offset }
+    }
+
+    /// Where bodies begin that [`cut_unsettled`](Self::cut_unsettled) would cut off.
+    pub fn settled_end(&self) -> u64 {
+        self.settled
+    }
+
+    /// Where the journal lives.
+    pub(crate) fn disk(&self) -> &D {
+        &self.disk
     }
 
     /// Bytes of the file.

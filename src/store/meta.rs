@@ -5,7 +5,7 @@
 //! | `format` | u32 | both |
 //! | `role` | text | both |
 //! | `catalog` | id, 16 B | both |
-//! | `reset-key` | 32 random bytes, made once | both |
+//! | `reset-key` | 32 random bytes, made once | worker |
 //! | `high-water` | epoch u64, revision u64, head hash 32 B | worker |
 //! | `applied` | generation u64, offset u64: how far the view has the journal | coordinator |
 

@@ -5,22 +5,29 @@
 //! it; then [`apply_to_view`](Vault::apply_to_view), which may fail without harm, since the view
 //! only repeats what the journal says and catches up later.
 //!
+//! A view that cannot be opened, or fails later, is **absent**: bodies are read from the journal,
+//! where the index in memory says that they stand. [`mend_view`](Vault::mend_view) brings it back.
+//!
 //! | name | what it is |
 //! | --- | --- |
 //! | `lock` | held by the process that owns the store |
 //! | `journal` | the truth |
 //! | `journal.new` | a journal being written; removed at start |
 //! | `view/` | sled |
+//! | `reset-key` | 32 random bytes: the key for stateless resets |
 //! | `view.corrupt-<seconds since 1970>/` | a damaged view, kept for a look |
 
 mod backup;
 mod bodies;
+mod reset;
+mod source;
 #[cfg(test)]
 mod tests;
 pub mod view;
 
 use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,6 +35,7 @@ pub use self::backup::{
     BackupError, BackupReader, BackupReport, RestoreError, RestoreReport, restore,
 };
 pub use self::bodies::{BlobReader, BodyError};
+use self::source::{SledView, ViewSource};
 use self::view::{View, ViewError};
 use crate::catalog::{Entry, Revision};
 use crate::identity::Role;
@@ -38,7 +46,7 @@ use crate::store::journal::{
 };
 use crate::store::lock::{LockError, StoreLock};
 use crate::store::meta::MetaError;
-use crate::store::{Store, StoreError, aside};
+use crate::store::{Store, StoreError};
 
 /// Memory that sled may use at a coordinator: the view of 10,000 definitions fits several times.
 pub const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
@@ -54,7 +62,11 @@ const FOREIGN_ROLE: Role = Role::Worker;
 #[derive(Debug)]
 pub struct Vault<D: Disk = RealDisk> {
     journal: Journal<D>,
-    view: View,
+    source: Box<dyn ViewSource>,
+    /// `None` if it could not be opened.
+    view: Option<View>,
+    /// What was wrong with the view when it was used last: the next one replaces it.
+    damage: Option<String>,
     reader: BlobReader<D::File>,
 }
 
@@ -67,6 +79,8 @@ pub struct Opened {
     pub torn_bytes: u64,
     /// Where a damaged view went; the new one is built from the journal.
     pub view_rebuilt: Option<PathBuf>,
+    /// Why there is no view, if there is none.
+    pub view_absent: Option<String>,
     /// Bodies that are kept.
     pub bodies: usize,
 }
@@ -80,7 +94,8 @@ pub enum VaultError {
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The view cannot be opened, and it is not damage that setting it aside would cure.
+    /// The view is in use, or of another version or role; or it cannot be opened and there is no
+    /// journal to serve without it.
     #[error("the view of the journal does not open")]
     View(#[from] MetaError),
 }
@@ -116,7 +131,8 @@ pub struct CheckpointReport {
 impl Vault<RealDisk> {
     /// Opens the store in `dir`, or makes a new one, and visits every entry but bodies in order.
     ///
-    /// A damaged view is set aside and built anew; a damaged journal refuses.
+    /// A damaged view is set aside and built anew, one that cannot be opened is done without; a
+    /// damaged journal refuses.
     ///
     /// # Errors
     /// [`VaultError`].
@@ -127,76 +143,106 @@ impl Vault<RealDisk> {
     ) -> Result<(Self, Opened), VaultError> {
         let role = Role::Coordinator;
         let lock = StoreLock::acquire(dir, role, (FOREIGN_ROLE, FOREIGN))?;
-        let mut set_aside = None;
-        let open_view = |damage: Option<StoreError>| {
-            if let Some(damage) = damage {
-                set_aside = Some(aside::set_aside(dir, VIEW, &damage.into())?);
-            }
-            let (store, path) = aside::open(dir, VIEW, role, cache_bytes)?;
-            set_aside = path.or(set_aside.take());
-            Ok(Arc::new(store) as Arc<dyn Store>)
-        };
-        let disk = RealDisk::new(dir);
-        let (vault, mut opened) = Self::assemble(disk, Some(lock), open_view, visit)?;
-        opened.view_rebuilt = set_aside;
-        Ok((vault, opened))
+        let source = Box::new(SledView::new(dir, cache_bytes));
+        Self::assemble(RealDisk::new(dir), Some(lock), source, visit)
     }
 }
 
 impl<D: Disk> Vault<D> {
-    /// Opens the journal on `disk`. `open_view` is called a second time, with the reason, if the
-    /// first view turns out to be damaged.
+    /// Opens the journal on `disk`, and the view of it.
     fn assemble(
         disk: D,
         lock: Option<StoreLock>,
-        mut open_view: impl FnMut(Option<StoreError>) -> Result<Arc<dyn Store>, MetaError>,
+        mut source: Box<dyn ViewSource>,
         mut visit: impl FnMut(&Entry),
     ) -> Result<(Self, Opened), VaultError> {
-        let mut view = View::new(open_view(None)?);
+        let (mut view, failure) = match source.open(None) {
+            Ok(store) => (Some(View::new(store)), None),
+            // A journal that was never there or is gone is told from the other by the view alone.
+            Err(error) if source::refuses(&error) || !Journal::exists(&disk)? => {
+                return Err(error.into());
+            }
+            Err(error) => (None, Some(error)),
+        };
         let mut index = HashMap::new();
-        let opened = Journal::open(disk, view.applied(), |position, entry| {
+        let applied = view.as_ref().and_then(View::applied);
+        let opened = Journal::open(disk, applied, |position, entry| {
             match &entry {
                 Entry::Body { bytes } => {
-                    index.insert(SpecHash::of(bytes), position.offset);
+                    // The first one stands before the entries that name it.
+                    let hash = SpecHash::of(bytes);
+                    index.entry(hash).or_insert(position.offset);
                 }
                 entry => visit(entry),
             }
-            view.observe(position, entry);
+            if let Some(view) = &mut view {
+                view.observe(position, entry);
+            }
             Ok::<_, Infallible>(())
         });
         let (journal, report) = opened.map_err(|error| match error {
             OpenError::Journal(error) => error,
             OpenError::Visitor { source, .. } => match source {},
         })?;
+        let reader = BlobReader::new(journal.reader(), index, lock);
+        let mut vault = Self {
+            journal,
+            source,
+            view,
+            damage: None,
+            reader,
+        };
+        match failure {
+            None => vault.start_view(),
+            Some(error) => vault.start_alone(&error),
+        }
         let opened = Opened {
             new: report.entries == 0,
             torn_bytes: report.torn_bytes,
-            view_rebuilt: None,
-            bodies: index.len(),
+            view_rebuilt: vault.source.set_aside().map(Path::to_owned),
+            view_absent: vault.reader.view_absent(),
+            bodies: vault.reader.bodies(),
         };
-        match view.catch_up(&journal.reader()) {
-            Err(ViewError::Store(damage @ StoreError::Damaged(_))) => {
-                // Its files must be closed before their directory gets another name.
-                drop(view);
-                view = View::new(open_view(Some(damage))?);
-                // Nothing was observed for this one.
-                view.forget();
-            }
-            // All of the journal was just read, so it is the view that stands at a wrong place.
-            Err(ViewError::Journal(_)) => view.forget(),
-            // The next try says why, if it fails again.
-            Ok(()) | Err(ViewError::Store(_)) => {}
-        }
-        let reader = BlobReader::new(Arc::clone(view.store()), journal.reader(), index, lock);
-        let mut vault = Self {
-            journal,
-            view,
-            reader,
-        };
-        if let Err(error) = vault.apply_to_view() {
-            tracing::warn!(%error, "the view stays behind the journal");
-        }
         Ok((vault, opened))
+    }
+
+    /// Lets the view catch up for the first time.
+    fn start_view(&mut self) {
+        let caught_up = self.apply_to_view();
+        let again = match (caught_up, &mut self.view) {
+            // All of the journal was just read, so it is the view that stands at a wrong place.
+            (Err(ViewError::Journal(_)), Some(view)) => {
+                view.forget();
+                self.apply_to_view()
+            }
+            (Err(ViewError::Store(StoreError::Damaged(_))), _) => self.mend_view(),
+            (caught_up, _) => caught_up,
+        };
+        if let Err(error) = again {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the view stays behind the journal"
+            );
+        }
+    }
+
+    /// Starts without a view. On a full disk the bodies of publishes that never came are in the
+    /// way, and nobody can be at work on those now.
+    fn start_alone(&mut self, failure: &MetaError) {
+        self.reader.leave_view(failure);
+        let is_full = matches!(failure, MetaError::Store(StoreError::Full(_)));
+        if !is_full {
+            return;
+        }
+        match self.drop_staged() {
+            Ok(0) => {}
+            // A failure was logged, and leaves things as they are.
+            Ok(_) => drop(self.mend_view()),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "bodies that no publish named stay in the journal"
+            ),
+        }
     }
 
     /// Appends an entry; it is durable after the next [`sync`](Self::sync).
@@ -236,7 +282,54 @@ impl<D: Disk> Vault<D> {
     /// # Errors
     /// [`ViewError`]; nothing is lost then, and the next call tries again.
     pub fn apply_to_view(&mut self) -> Result<(), ViewError> {
-        self.view.catch_up(&self.journal.reader())
+        let Some(view) = &mut self.view else {
+            return Ok(());
+        };
+        let caught_up = view.catch_up(&self.journal.reader());
+        match &caught_up {
+            Ok(()) => self.reader.use_view(view.store()),
+            Err(error) => {
+                if let ViewError::Store(StoreError::Damaged(why)) = error {
+                    self.damage = Some(why.clone());
+                }
+                self.reader.leave_view(error);
+            }
+        }
+        caught_up
+    }
+
+    /// Opens the view anew if it is absent, and builds it from the journal: work for a quiet
+    /// moment. A view that showed damage is set aside.
+    ///
+    /// # Errors
+    /// [`ViewError`]; it stays absent then, and the next call tries again.
+    pub fn mend_view(&mut self) -> Result<(), ViewError> {
+        if self.reader.view_absent().is_none() {
+            return Ok(());
+        }
+        // Its files must be closed before they are opened or their directory is renamed.
+        self.view = None;
+        let damage = self.damage.take().map(StoreError::Damaged);
+        let store = self.source.open(damage).inspect_err(|error| {
+            self.reader.leave_view(error);
+        })?;
+        let mut view = View::new(store);
+        // What was pending where it stands was not observed for this one.
+        view.forget();
+        self.view = Some(view);
+        self.apply_to_view()
+    }
+
+    /// Gives back the space of bodies that no publish has named yet, as far as they stand behind
+    /// the last entry. Their publishers are told that they are missing, and send them once more.
+    ///
+    /// # Errors
+    /// [`AppendError`]; nothing but those bodies is lost, and only [`AppendError::Poisoned`] says
+    /// that more cannot be appended.
+    pub fn drop_staged(&mut self) -> Result<u64, AppendError> {
+        // First, so that nobody is sent to a place that is cut off.
+        self.reader.forget_behind(self.journal.settled_end());
+        self.journal.cut_unsettled()
     }
 
     /// Rewrites the journal: the first of `entries`, which is the genesis, then the retained
@@ -295,12 +388,24 @@ impl<D: Disk> Vault<D> {
         dropped: &[SpecHash],
         base: Revision,
     ) {
+        let Some(view) = &mut self.view else {
+            return;
+        };
         let end = self.journal.end();
-        let pruned = up_to_date.and_then(|()| Ok(self.view.prune(dropped, base, end)?));
+        let pruned = up_to_date.and_then(|()| Ok(view.prune(dropped, base, end)?));
         if let Err(error) = pruned {
             tracing::warn!(%error, "the view is built anew after this checkpoint");
-            self.view.forget();
+            view.forget();
         }
+    }
+
+    /// The key for stateless resets, which outlives restarts; `fresh` random bytes become it the
+    /// first time.
+    ///
+    /// # Errors
+    /// Those of the operating system; there is no key on disk then.
+    pub fn reset_key(&self, fresh: [u8; 32]) -> io::Result<[u8; 32]> {
+        reset::key(self.journal.disk(), fresh)
     }
 
     /// Reads bodies, and makes backups, from any thread.
@@ -308,9 +413,9 @@ impl<D: Disk> Vault<D> {
         self.reader.clone()
     }
 
-    /// The view, for reading.
-    pub fn view(&self) -> &Arc<dyn Store> {
-        self.view.store()
+    /// The view, for reading, unless it is absent.
+    pub fn view(&self) -> Option<Arc<dyn Store>> {
+        self.reader.view()
     }
 
     /// Length of the journal in bytes, to decide on a checkpoint.

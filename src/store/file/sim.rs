@@ -32,7 +32,7 @@ struct State {
     ops: usize,
     power_off_after: Option<usize>,
     fail_next: Option<Op>,
-    space_left: Option<u64>,
+    capacity: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -69,9 +69,17 @@ impl SimDisk {
         self.state().fail_next = Some(op);
     }
 
-    /// Only this many more bytes can be written; `None` is no limit.
+    /// Files can grow by this many more bytes together; what shrinks gives its space back.
+    /// `None` is no limit.
     pub(crate) fn space_left(&self, bytes: Option<u64>) {
-        self.state().space_left = bytes;
+        let mut state = self.state();
+        let used = state.used();
+        state.capacity = bytes.map(|bytes| used + bytes);
+    }
+
+    /// Bytes of all files that have a name.
+    pub(crate) fn used(&self) -> u64 {
+        self.state().used()
     }
 
     /// The disk as a new boot might find it: all that was synced, and by chance any of the rest.
@@ -136,6 +144,21 @@ impl State {
             return Err(io::Error::other("injected"));
         }
         Ok(())
+    }
+
+    fn used(&self) -> u64 {
+        let lens = self.names.values().map(|&node| self.nodes[node].live.len());
+        lens.sum::<usize>() as u64
+    }
+
+    /// How many of `len` bytes at `offset` of a file there is space for.
+    fn room(&self, node: usize, offset: u64, len: usize) -> usize {
+        let Some(capacity) = self.capacity else {
+            return len;
+        };
+        let old = self.nodes[node].live.len() as u64;
+        let end = old + capacity.saturating_sub(self.used());
+        len.min(end.saturating_sub(offset) as usize)
     }
 
     fn change_names(&mut self, change: impl FnOnce(&mut BTreeMap<String, usize>)) {
@@ -240,15 +263,11 @@ impl DiskFile for SimFile {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.disk.state();
         let begun = state.begin(Op::Write);
-        let room = match (&begun, state.space_left) {
+        let room = match &begun {
             // A write that fails has often written something.
-            (Err(_), _) => bytes.len() / 2,
-            (Ok(()), None) => bytes.len(),
-            (Ok(()), Some(left)) => bytes.len().min(left as usize),
+            Err(_) => bytes.len() / 2,
+            Ok(()) => state.room(self.node, offset, bytes.len()),
         };
-        if let Some(left) = &mut state.space_left {
-            *left = left.saturating_sub(room as u64);
-        }
         let written = bytes[..room].to_vec();
         state.nodes[self.node].change(Change::Write(offset, written));
         begun?;

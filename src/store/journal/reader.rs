@@ -23,6 +23,18 @@ struct OpenFile<F> {
     header: Header,
     /// Offset up to which the file survives a power cut.
     durable: AtomicU64,
+    /// Offset up to which it does, and is never cut off either.
+    settled: AtomicU64,
+}
+
+/// What a walk over all records found.
+pub(super) struct Visited {
+    /// How many there are.
+    pub(super) entries: u64,
+    /// Offset behind the last one that is no body.
+    pub(super) settled: u64,
+    /// Offset of the first invalid one.
+    pub(super) end: u64,
 }
 
 impl<F> Clone for JournalReader<F> {
@@ -54,11 +66,11 @@ impl<F: DiskFile> JournalReader<F> {
     }
 
     pub(super) fn of(file: F, header: Header, durable: u64) -> Self {
-        let durable = AtomicU64::new(durable);
         let open = Arc::new(OpenFile {
             file,
             header,
-            durable,
+            durable: AtomicU64::new(durable),
+            settled: AtomicU64::new(durable),
         });
         Self { open }
     }
@@ -77,12 +89,12 @@ impl<F: DiskFile> JournalReader<F> {
         Ok(entry)
     }
 
-    /// The durable entries at or after `from`, and for each the position behind it.
+    /// The settled entries at or after `from`, and for each the position behind it.
     pub fn entries(
         &self,
         from: u64,
     ) -> impl Iterator<Item = Result<(Position, Entry), ReadError>> + '_ {
-        let end = self.durable_end();
+        let end = self.settled_end();
         let generation = self.generation();
         let mut offset = from.max(HEADER_LEN as u64);
         std::iter::from_fn(move || {
@@ -110,14 +122,20 @@ impl<F: DiskFile> JournalReader<F> {
         self.open.durable.load(Ordering::Acquire)
     }
 
+    /// Offset up to which the file survives a power cut and is never cut off: bodies behind it
+    /// may be.
+    pub fn settled_end(&self) -> u64 {
+        self.open.settled.load(Ordering::Acquire)
+    }
+
     /// The header as it stands in the file.
     pub(crate) fn header(&self) -> Vec<u8> {
         self.open.header.encode()
     }
 
-    /// The durable records as they stand in the file, each checked.
+    /// The settled records as they stand in the file, each checked.
     pub(crate) fn raw_records(&self) -> impl Iterator<Item = Result<Bytes, ReadError>> + '_ {
-        let end = self.durable_end();
+        let end = self.settled_end();
         let mut offset = HEADER_LEN as u64;
         std::iter::from_fn(move || {
             if offset >= end {
@@ -141,8 +159,16 @@ impl<F: DiskFile> JournalReader<F> {
         &self.open.file
     }
 
-    pub(super) fn set_durable_end(&self, end: u64) {
+    pub(super) fn set_durable_end(&self, end: u64, settled: u64) {
         self.open.durable.store(end, Ordering::Release);
+        self.open.settled.store(settled, Ordering::Release);
+    }
+
+    /// What a rewrite has sealed and what the view has applied stays as well.
+    pub(super) fn settled_at_start(&self, visited: u64, applied: Option<Position>) -> u64 {
+        let same = applied.filter(|applied| applied.generation == self.generation());
+        let applied = same.map_or(0, |applied| applied.offset);
+        visited.max(self.open.header.sealed).max(applied)
     }
 
     fn read_at(&self, offset: u64, file_len: u64) -> Result<(Entry, u64), ReadError> {
@@ -162,25 +188,33 @@ impl<F: DiskFile> JournalReader<F> {
         Place { generation, offset }
     }
 
-    /// Visits entries up to the first invalid record; says how many and where that is.
+    /// Visits entries up to the first invalid record.
     pub(super) fn visit_all<E>(
         &self,
         file_len: u64,
         visit: &mut impl FnMut(Position, Entry) -> Result<(), E>,
-    ) -> Result<(u64, u64), OpenError<E>> {
+    ) -> Result<Visited, OpenError<E>> {
         let mut offset = HEADER_LEN as u64;
+        let mut settled = offset;
         let mut entries = 0;
         loop {
             let (entry, next) = match self.read_at(offset, file_len) {
                 Ok(read) => read,
                 Err(ReadError::Damaged { .. } | ReadError::Generation { .. }) => {
-                    return Ok((entries, offset));
+                    return Ok(Visited {
+                        entries,
+                        settled,
+                        end: offset,
+                    });
                 }
                 Err(ReadError::Unknown { offset, source }) => {
                     return Err(JournalError::Unknown { offset, source }.into());
                 }
                 Err(ReadError::Io(error)) => return Err(io_error("read")(error).into()),
             };
+            if !matches!(entry, Entry::Body { .. }) {
+                settled = next;
+            }
             let generation = self.generation();
             let visited = visit(Position { generation, offset }, entry);
             visited.map_err(|source| OpenError::Visitor { offset, source })?;

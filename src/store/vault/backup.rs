@@ -1,4 +1,5 @@
-//! A backup is the durable part of the journal as it is, and a seal behind it.
+//! A backup is the settled part of the journal as it is, and a seal behind it. Bodies that no
+//! publish has named yet are left out.
 //!
 //! ```text
 //! seal  magic 4 | length of the journal u64 | BLAKE3 of the journal 32
@@ -57,7 +58,7 @@ impl<F: DiskFile> BackupReader<F> {
         Self { journal }
     }
 
-    /// Writes all that is durable now, each record checked on the way.
+    /// Writes all that is settled now, each record checked on the way.
     ///
     /// # Errors
     /// [`BackupError`].

@@ -1,6 +1,9 @@
-//! Reads bodies from any thread: from the view, and from the journal when the view fails.
+//! Reads bodies from any thread: from the view, and from the journal when the view fails or is
+//! absent.
 
 use std::collections::HashMap;
+use std::error::Error;
+use std::iter::successors;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::backup::BackupReader;
@@ -20,17 +23,28 @@ pub struct BlobReader<F> {
 
 #[derive(Debug)]
 struct Shared<F> {
-    view: Arc<dyn Store>,
     places: RwLock<Places<F>>,
     /// Last, so that whoever gets the lock next finds the files of the view closed.
     _lock: Option<StoreLock>,
 }
 
-/// A file of the journal and where the bodies stand in it; the two change together.
+/// Where bodies stand. The journal and the index change together.
 #[derive(Debug)]
 struct Places<F> {
+    view: View,
     journal: JournalReader<F>,
     index: HashMap<SpecHash, u64>,
+}
+
+/// Where to look first.
+#[derive(Debug, Clone)]
+enum View {
+    /// It has not caught up for the first time.
+    Starting,
+    /// It serves.
+    Present(Arc<dyn Store>),
+    /// It failed, and why.
+    Absent(String),
 }
 
 /// Why a body that should be there cannot be read.
@@ -56,14 +70,16 @@ impl<F> Clone for BlobReader<F> {
 
 impl<F: DiskFile> BlobReader<F> {
     pub(super) fn new(
-        view: Arc<dyn Store>,
         journal: JournalReader<F>,
         index: HashMap<SpecHash, u64>,
         lock: Option<StoreLock>,
     ) -> Self {
-        let places = RwLock::new(Places { journal, index });
+        let places = RwLock::new(Places {
+            view: View::Starting,
+            journal,
+            index,
+        });
         let shared = Arc::new(Shared {
-            view,
             places,
             _lock: lock,
         });
@@ -85,18 +101,34 @@ impl<F: DiskFile> BlobReader<F> {
         if !self.has(hash) {
             return Ok(None);
         }
-        match blobs::load(&*self.shared.view, hash, len) {
-            Ok(Loaded::Found(spec)) => return Ok(Some(spec)),
-            Ok(Loaded::Missing | Loaded::Damaged) => {}
-            Err(error) => {
-                tracing::warn!(hash = %hash.short(), %error, "the view failed, asking the journal");
+        let view = self.view();
+        if let Some(view) = &view {
+            match blobs::load(&**view, hash, len) {
+                Ok(Loaded::Found(spec)) => return Ok(Some(spec)),
+                Ok(Loaded::Missing | Loaded::Damaged) => {}
+                Err(error) => self.leave_view(&error),
             }
         }
-        let Some(spec) = self.read_journal(hash)? else {
-            return Ok(None);
+        let (spec, settled) = match self.read_journal(hash) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(None),
+            // It was cut off meanwhile.
+            Err(_) if !self.has(hash) => return Ok(None),
+            Err(error) => return Err(error),
         };
-        self.heal(&spec);
+        // What may be cut off again does not belong into the view.
+        if let Some(view) = view.filter(|_| settled) {
+            heal(&*view, &spec);
+        }
         Ok(Some(spec).filter(|spec| len.is_none_or(|len| len == spec.len())))
+    }
+
+    /// Why there is no view, if there is none.
+    pub fn view_absent(&self) -> Option<String> {
+        match &self.places().view {
+            View::Absent(why) => Some(why.clone()),
+            View::Starting | View::Present(_) => None,
+        }
     }
 
     /// A handle that copies the journal as it is now.
@@ -104,8 +136,47 @@ impl<F: DiskFile> BlobReader<F> {
         BackupReader::new(self.places().journal.clone())
     }
 
+    pub(super) fn view(&self) -> Option<Arc<dyn Store>> {
+        match &self.places().view {
+            View::Present(view) => Some(Arc::clone(view)),
+            View::Starting | View::Absent(_) => None,
+        }
+    }
+
+    /// Reads from `view` from now on.
+    pub(super) fn use_view(&self, view: &Arc<dyn Store>) {
+        let present = View::Present(Arc::clone(view));
+        let before = std::mem::replace(&mut self.places_mut().view, present);
+        if let View::Absent(_) = before {
+            tracing::info!("the view of the journal is back");
+        }
+        metrics::gauge!("larder_view_absent").set(0);
+    }
+
+    /// Reads from the journal alone from now on.
+    pub(super) fn leave_view(&self, why: &(dyn Error + 'static)) {
+        let causes = successors(Some(why), |&error| error.source());
+        let causes: Vec<_> = causes.map(ToString::to_string).collect();
+        let reason = causes.join(": ");
+        let absent = View::Absent(reason.clone());
+        let before = std::mem::replace(&mut self.places_mut().view, absent);
+        if !matches!(before, View::Absent(_)) {
+            tracing::error!(
+                reason,
+                "the view is absent: bodies are served from the journal"
+            );
+        }
+        metrics::gauge!("larder_view_absent").set(1);
+    }
+
+    /// Forgets the bodies at or behind `offset`.
+    pub(super) fn forget_behind(&self, offset: u64) {
+        self.places_mut().index.retain(|_, at| *at < offset);
+    }
+
     pub(super) fn insert(&self, hash: SpecHash, position: Position) {
-        self.places_mut().index.insert(hash, position.offset);
+        let mut places = self.places_mut();
+        places.index.entry(hash).or_insert(position.offset);
     }
 
     /// Changes to another file; returns the hashes that are not in it.
@@ -115,7 +186,8 @@ impl<F: DiskFile> BlobReader<F> {
         index: HashMap<SpecHash, u64>,
     ) -> Vec<SpecHash> {
         let mut places = self.places_mut();
-        let mut old = std::mem::replace(&mut *places, Places { journal, index }).index;
+        places.journal = journal;
+        let mut old = std::mem::replace(&mut places.index, index);
         old.retain(|hash, _| !places.index.contains_key(hash));
         old.into_keys().collect()
     }
@@ -124,7 +196,8 @@ impl<F: DiskFile> BlobReader<F> {
         self.places().index.len()
     }
 
-    fn read_journal(&self, hash: SpecHash) -> Result<Option<Spec>, BodyError> {
+    /// The body, and whether it is settled.
+    fn read_journal(&self, hash: SpecHash) -> Result<Option<(Spec, bool)>, BodyError> {
         let (journal, offset) = {
             let places = self.places();
             let Some(&offset) = places.index.get(&hash) else {
@@ -141,16 +214,8 @@ impl<F: DiskFile> BlobReader<F> {
             _ => Err(ReadError::Damaged { offset }),
         });
         match spec {
-            Ok(spec) => Ok(Some(spec)),
+            Ok(spec) => Ok(Some((spec, offset < journal.settled_end()))),
             Err(source) => Err(BodyError::Journal { hash, source }),
-        }
-    }
-
-    fn heal(&self, spec: &Spec) {
-        // Reading goes on without it: the journal has the bytes.
-        if let Err(error) = blobs::save(&*self.shared.view, spec) {
-            let hash = spec.hash();
-            tracing::warn!(hash = %hash.short(), %error, "a body cannot be put back into the view");
         }
     }
 
@@ -162,5 +227,13 @@ impl<F: DiskFile> BlobReader<F> {
     fn places_mut(&self) -> RwLockWriteGuard<'_, Places<F>> {
         let places = self.shared.places.write();
         places.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn heal(view: &dyn Store, spec: &Spec) {
+    // Reading goes on without it: the journal has the bytes.
+    if let Err(error) = blobs::save(view, spec) {
+        let hash = spec.hash();
+        tracing::warn!(hash = %hash.short(), %error, "a body cannot be put back into the view");
     }
 }

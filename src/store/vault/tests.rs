@@ -3,6 +3,7 @@
 //! directories with damaged files.
 
 use std::fs::{self, File};
+use std::sync::Mutex;
 
 use bytes::Bytes;
 
@@ -63,12 +64,48 @@ fn visible(rev: u64) -> Entry {
     }
 }
 
+/// Gives the same view each time, and others after it was said to be damaged.
+#[derive(Debug)]
+struct Fixed {
+    views: Vec<Arc<dyn Store>>,
+    /// Fails instead, as long as there is one.
+    failure: Arc<Mutex<Option<MetaError>>>,
+}
+
+impl Fixed {
+    fn new(view: &Arc<MemoryStore>) -> Box<Self> {
+        Box::new(Self {
+            views: vec![Arc::clone(view) as Arc<dyn Store>],
+            failure: Arc::default(),
+        })
+    }
+}
+
+impl ViewSource for Fixed {
+    fn open(&mut self, damage: Option<StoreError>) -> Result<Arc<dyn Store>, MetaError> {
+        if let Some(error) = self.failure.lock().expect("no panic").take() {
+            return Err(error);
+        }
+        if damage.is_some() {
+            self.views.remove(0);
+        }
+        Ok(Arc::clone(&self.views[0]))
+    }
+
+    fn set_aside(&self) -> Option<&Path> {
+        None
+    }
+}
+
+fn view_of<D: Disk>(vault: &Vault<D>) -> Arc<dyn Store> {
+    vault.view().expect("a view")
+}
+
 type SimOpened = (Vault<SimDisk>, Opened, Vec<Entry>);
 
 fn open_with(disk: &SimDisk, view: &Arc<MemoryStore>) -> Result<SimOpened, VaultError> {
     let mut entries = Vec::new();
-    let open_view = |_| Ok(Arc::clone(view) as Arc<dyn Store>);
-    let (vault, opened) = Vault::assemble(disk.clone(), None, open_view, |entry| {
+    let (vault, opened) = Vault::assemble(disk.clone(), None, Fixed::new(view), |entry| {
         entries.push(entry.clone());
     })?;
     Ok((vault, opened, entries))
@@ -88,7 +125,9 @@ struct Progress {
 
 fn publish<D: Disk>(vault: &mut Vault<D>, rev: u64, progress: &mut Progress) -> Option<()> {
     progress.started = rev;
-    vault.append_body(&spec(rev)).ok()?;
+    if !vault.reader().has(spec(rev).hash()) {
+        vault.append_body(&spec(rev)).ok()?;
+    }
     vault.append(&pending(rev)).ok()?;
     vault.sync().ok()?;
     progress.pending = rev;
@@ -190,7 +229,7 @@ fn a_cut_at_any_operation_loses_nothing_acknowledged_whatever_the_view_is() {
                 assert!(pending >= progress.pending, "{what}");
                 assert!(pending <= progress.started, "{what}");
                 assert!(visible >= progress.visible && visible <= pending, "{what}");
-                check_view(&**vault.view(), visible, &what);
+                check_view(&*view_of(&vault), visible, &what);
                 let reader = vault.reader();
                 for rev in 1..=pending {
                     let found = reader.body(spec(rev).hash(), None).expect("an answer");
@@ -202,7 +241,7 @@ fn a_cut_at_any_operation_loses_nothing_acknowledged_whatever_the_view_is() {
                 vault.append(&self::visible(pending)).expect("an append");
                 vault.sync().expect("a sync");
                 vault.apply_to_view().expect("applied");
-                check_view(&**vault.view(), pending, &what);
+                check_view(&*view_of(&vault), pending, &what);
             }
         }
     }
@@ -271,9 +310,7 @@ fn a_body_that_the_view_damaged_is_healed_from_the_journal() {
     let view = Arc::new(MemoryStore::new());
     let (mut vault, ..) = open(&disk, &view);
     vault.append(&genesis(0)).expect("an append");
-    vault.append_body(&spec(1)).expect("an append");
-    vault.sync().expect("a sync");
-    vault.apply_to_view().expect("applied");
+    publish(&mut vault, 1, &mut Progress::default()).expect("published");
     let hash = spec(1).hash();
     let mut batch = Batch::new();
     batch.put(Tree::Blobs, hash.as_bytes(), b"wrong".to_vec());
@@ -295,8 +332,7 @@ fn a_body_is_lost_only_when_view_and_journal_both_lost_it() {
     let (mut vault, _) = Vault::open(dir.path(), 16 << 20, |_| {}).expect("a vault");
     vault.append(&genesis(0)).expect("an append");
     let position = vault.append_body(&spec(1)).expect("an append");
-    vault.sync().expect("a sync");
-    vault.apply_to_view().expect("applied");
+    publish(&mut vault, 1, &mut Progress::default()).expect("published");
     let path = dir.path().join(journal::FILE);
     let mut content = fs::read(&path).expect("the journal");
     content[position.offset as usize + 20] ^= 1;
@@ -304,7 +340,7 @@ fn a_body_is_lost_only_when_view_and_journal_both_lost_it() {
     let reader = vault.reader();
     let found = reader.body(spec(1).hash(), None).expect("the view has it");
     assert_eq!(found, Some(spec(1)));
-    blobs::remove(&**vault.view(), spec(1).hash()).expect("removed");
+    blobs::remove(&*view_of(&vault), spec(1).hash()).expect("removed");
     let error = reader.body(spec(1).hash(), None).expect_err("lost");
     assert!(error.to_string().contains(&spec(1).hash().short()));
 }
@@ -340,7 +376,7 @@ fn a_checkpoint_drops_what_is_not_retained_and_shrinks_the_journal() {
     let (vault, opened, entries) = open(&disk.crash(1), &view);
     assert_eq!((opened.new, opened.bodies), (false, 4));
     assert_eq!(newest(&entries), (4, 4));
-    check_view(&**vault.view(), 4, "after a restart");
+    check_view(&*view_of(&vault), 4, "after a restart");
 }
 
 #[test]
@@ -430,7 +466,7 @@ fn filled(dir: &Path, revs: u64) {
     for rev in 1..=revs {
         publish(&mut vault, rev, &mut Progress::default()).expect("published");
     }
-    vault.view().sync().expect("synced");
+    view_of(&vault).sync().expect("synced");
 }
 
 fn reopened(dir: &Path) -> (Vault, Opened, Vec<Entry>) {
@@ -450,11 +486,11 @@ fn a_damaged_view_is_set_aside_and_built_from_the_journal() {
     assert!(aside.to_string_lossy().contains("view.corrupt-"));
     assert!(aside.join("db").exists());
     assert_eq!(newest(&entries), (3, 3));
-    check_view(&**vault.view(), 3, "rebuilt");
+    check_view(&*view_of(&vault), 3, "rebuilt");
     drop(vault);
     let (vault, opened, _) = reopened(dir.path());
     assert_eq!(opened.view_rebuilt, None, "the new one is sound");
-    check_view(&**vault.view(), 3, "kept");
+    check_view(&*view_of(&vault), 3, "kept");
 }
 
 /// A view of which every page is damaged.
@@ -494,17 +530,11 @@ fn a_view_that_opens_and_shows_its_damage_only_then_is_replaced() {
     vault.append(&genesis(0)).expect("an append");
     publish(&mut vault, 1, &mut Progress::default()).expect("published");
     let sound = Arc::new(MemoryStore::new());
-    let mut opened = 0;
-    let open_view = |damage: Option<StoreError>| {
-        opened += 1;
-        Ok(match damage {
-            None => Arc::new(Broken) as Arc<dyn Store>,
-            Some(_) => Arc::clone(&sound) as Arc<dyn Store>,
-        })
-    };
-    let (vault, _) = Vault::assemble(disk, None, open_view, |_| {}).expect("a vault");
-    check_view(&**vault.view(), 1, "the second view");
-    assert_eq!(opened, 2);
+    let mut source = Fixed::new(&sound);
+    source.views.insert(0, Arc::new(Broken));
+    let (vault, opened) = Vault::assemble(disk, None, source, |_| {}).expect("a vault");
+    check_view(&*view_of(&vault), 1, "the second view");
+    assert_eq!(opened.view_absent, None);
 }
 
 #[test]
@@ -524,7 +554,7 @@ fn a_view_that_stands_within_an_entry_is_built_anew() {
     batch.put(Tree::Records, "stale", b"nonsense".to_vec());
     view.apply(&batch).expect("applied");
     let (vault, ..) = open(&disk, &view);
-    check_view(&**vault.view(), 1, "built anew");
+    check_view(&*view_of(&vault), 1, "built anew");
     let stale = view.get(Tree::Records, b"stale").expect("an answer");
     assert_eq!(stale, None);
 }
@@ -537,11 +567,11 @@ fn a_view_that_is_gone_or_left_half_opened_is_no_loss() {
     fs::write(leftover, b"").expect("written");
     let (vault, opened, _) = reopened(dir.path());
     assert_eq!(opened.view_rebuilt, None);
-    check_view(&**vault.view(), 3, "kept");
+    check_view(&*view_of(&vault), 3, "kept");
     drop(vault);
     fs::remove_dir_all(dir.path().join("view")).expect("removed");
     let (vault, ..) = reopened(dir.path());
-    check_view(&**vault.view(), 3, "built anew");
+    check_view(&*view_of(&vault), 3, "built anew");
     let body = vault.reader().body(spec(2).hash(), None);
     assert_eq!(body.expect("an answer"), Some(spec(2)));
 }
@@ -599,7 +629,7 @@ fn a_backup_restores_into_a_new_epoch() {
     );
     let epoch = Epoch::new(4);
     assert_eq!(entries.last(), Some(&Entry::Epoch { epoch }));
-    check_view(&**restored.view(), 4, "restored");
+    check_view(&*view_of(&restored), 4, "restored");
 
     let again = dir.path().join("again");
     let report = restore(&again, &mut &backup_of(&restored)[..]).expect("restored");

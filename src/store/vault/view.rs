@@ -11,7 +11,7 @@ use crate::spec::{Spec, SpecHash, SpecName};
 use crate::store::file::DiskFile;
 use crate::store::journal::record::HEADER_LEN;
 use crate::store::journal::{JournalReader, Position, ReadError};
-use crate::store::meta::{self, Meta};
+use crate::store::meta::{self, Meta, MetaError};
 use crate::store::{Batch, MAX_BATCH, Store, StoreError, Tree, blobs};
 
 /// Bytes in one batch beyond which it is applied: one large body, or many small ones.
@@ -23,9 +23,12 @@ const RESERVED: usize = 3;
 /// Keys removed at a time. Small, since a scan brings the values along.
 const CLEAR_STEP: usize = 16;
 
-/// Why the view is behind the journal. Nothing is lost: it catches up at the next try.
+/// Why the view is behind the journal, or absent. Nothing is lost: it catches up later.
 #[derive(Debug, thiserror::Error)]
 pub enum ViewError {
+    /// The view cannot be opened.
+    #[error("the view of the journal does not open")]
+    Open(#[from] MetaError),
     /// The view did not take a batch.
     #[error("the view of the journal failed")]
     Store(#[from] StoreError),
@@ -152,7 +155,7 @@ impl View {
         }
     }
 
-    /// Applies what is durable in the journal and not yet here.
+    /// Applies what is settled in the journal and not yet here.
     pub(super) fn catch_up<F: DiskFile>(
         &mut self,
         reader: &JournalReader<F>,
