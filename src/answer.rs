@@ -411,6 +411,12 @@ impl std::error::Error for Failure {}
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let mut failure = Self::new(refusal.code.as_str(), refusal.message);
+        if refusal.code == Code::DiskFull {
+            failure.hint = Some(
+                "free space there and publish again: nothing of it was published, nothing is lost"
+                    .into(),
+            );
+        }
         failure.rev = refusal.rev;
         failure.name = refusal.name;
         failure

@@ -100,8 +100,10 @@ impl Coordinator {
         let endpoint = Endpoint::bind(runtime.handle(), config.listen, identity, options)?;
         let mut engine = None;
         let mut storage = None;
-        if let Some((vault, machine, _)) = opened {
-            let (started, thread) = start_engine(vault, machine, &runtime)?;
+        if let Some((vault, machine, _)) = opened
+            && let StoreChoice::Directory(dir) = &config.store
+        {
+            let (started, thread) = start_engine(vault, machine, &runtime, dir)?;
             if config.new_epoch {
                 let unix_ms = clock::unix_ms();
                 started.drive(Input::NewEpoch { unix_ms });
@@ -162,15 +164,10 @@ fn start_engine(
     vault: Vault,
     machine: Machine,
     runtime: &Runtime,
+    dir: &Path,
 ) -> Result<(Arc<Engine>, JoinHandle<()>), RunError> {
     let (jobs, queue) = writer::queue();
-    let engine = Engine::new(
-        machine,
-        vault.reader(),
-        jobs,
-        vault.journal_len(),
-        runtime.handle(),
-    );
+    let engine = Engine::new(machine, (&vault, dir), jobs, runtime.handle());
     let weak = Arc::downgrade(&engine);
     let thread = std::thread::Builder::new()
         .name("larder-journal".into())

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -15,7 +16,7 @@ use crate::proto::wire::{Publish, PublishedRev};
 use crate::spec::{Spec, SpecHash};
 use crate::store::file::Disk;
 use crate::store::file::RealDisk;
-use crate::store::vault::BlobReader;
+use crate::store::vault::{BlobReader, Vault};
 
 /// A body up to this length is read and hashed where it is asked for: it takes about as long as
 /// a hand-over to another thread. Longer ones go to a thread that may block.
@@ -38,6 +39,8 @@ pub(super) struct Engine {
     /// Notified after each input of the machine.
     moved: Condvar,
     view: ArcSwap<View>,
+    /// The store, to name it where its disk is full.
+    dir: PathBuf,
     bodies: Bodies,
     jobs: Sender<Job>,
     staging: Semaphore,
@@ -54,16 +57,17 @@ pub(super) struct Engine {
 impl Engine {
     pub(super) fn new(
         machine: Coordinator,
-        bodies: Bodies,
+        (vault, dir): (&Vault, &Path),
         jobs: Sender<Job>,
-        journal_len: u64,
         handle: &Handle,
     ) -> Arc<Self> {
+        let journal_len = vault.journal_len();
         Arc::new(Self {
             view: ArcSwap::new(machine.view()),
             machine: Mutex::new(machine),
             moved: Condvar::new(),
-            bodies,
+            dir: dir.to_owned(),
+            bodies: vault.reader(),
             jobs,
             staging: Semaphore::new(MAX_STAGING),
             publishers: Mutex::default(),
@@ -145,7 +149,8 @@ impl Engine {
         let _turn = self.staging.acquire().await;
         let (done, staged) = oneshot::channel();
         self.enqueue(Job::Body { spec, done });
-        staged.await.unwrap_or_else(|_| Err(stopping()))
+        let staged = staged.await.unwrap_or_else(|_| Err(stopping()));
+        staged.map_err(|refusal| self.located(refusal))
     }
 
     /// Publishes; returns when it is durable and visible.
@@ -167,6 +172,7 @@ impl Engine {
         };
         self.drive(input);
         let result = receive.await.unwrap_or_else(|_| Err(stopping()));
+        let result = result.map_err(|refusal| self.located(refusal));
         match &result {
             Ok(PublishedRev { rev, changed, .. }) => {
                 metrics::counter!("larder_publishes_total", "result" => "ok").increment(1);
@@ -179,6 +185,15 @@ impl Engine {
             }
         }
         result
+    }
+
+    /// Says which disk is full.
+    fn located(&self, mut refusal: Refusal) -> Refusal {
+        if refusal.code == Code::DiskFull {
+            let message = format!("{} (its store is {})", refusal.message, self.dir.display());
+            refusal.message = Refusal::new(refusal.code, message).message;
+        }
+        refusal
     }
 
     /// A publish that names bytes which are not here, damaged or of another length is refused

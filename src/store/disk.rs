@@ -11,6 +11,8 @@
 //! - Opening damaged files can panic, so that is caught, here and in every other call.
 //! - Of a damaged log it keeps the batches before the damage, in silence. So a key that is absent
 //!   proves nothing: a worker asks again, a coordinator has its journal.
+//! - After a write that failed, as on a full disk, a flush may wait for ever, and closing it
+//!   flushes. So it takes no further write, and is closed by a thread that nobody waits for.
 //! - Its own lock lingers for some milliseconds after a `kill -9`.
 
 use std::collections::BTreeSet;
@@ -19,6 +21,7 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -42,12 +45,19 @@ const FLUSH_EVERY_MS: u64 = 500;
 
 /// A [`Store`] on disk.
 pub struct SledStore {
+    /// There until it is dropped.
+    open: Option<Open>,
+    dir: PathBuf,
+    /// Whether a write failed.
+    failed: AtomicBool,
+    /// Files of large values that are synced; they never change.
+    synced: Mutex<BTreeSet<OsString>>,
+}
+
+struct Open {
     db: sled::Db,
     /// In the order of [`Tree::ALL`].
     trees: Vec<sled::Tree>,
-    dir: PathBuf,
-    /// Files of large values that are synced; they never change.
-    synced: Mutex<BTreeSet<OsString>>,
 }
 
 impl std::fmt::Debug for SledStore {
@@ -102,18 +112,41 @@ impl SledStore {
         let trees = Tree::ALL
             .iter()
             .map(|tree| db.open_tree([tree.tag()]))
-            .collect::<Result<_, _>>()?;
-        Ok(Self {
-            db,
-            trees,
-            dir: dir.to_owned(),
-            synced: Mutex::default(),
-        })
+            .collect::<Result<_, _>>();
+        match trees {
+            Ok(trees) => Ok(Self {
+                open: Some(Open { db, trees }),
+                dir: dir.to_owned(),
+                failed: AtomicBool::new(false),
+                synced: Mutex::default(),
+            }),
+            Err(error) => {
+                close_unattended(db);
+                Err(error)
+            }
+        }
+    }
+
+    fn open_files(&self) -> &Open {
+        self.open.as_ref().expect("open until it is dropped")
+    }
+
+    /// Runs a call that writes, unless one has failed.
+    fn write<T>(&self, call: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, StoreError> {
+        if self.failed.load(Ordering::Relaxed) {
+            let text = "a write failed before, so nothing is written until it is opened anew";
+            return Err(StoreError::Io(io::Error::other(text)));
+        }
+        let done = shielded(call);
+        if done.is_err() {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        done
     }
 
     fn tree(&self, tree: Tree) -> &sled::Tree {
         let at = Tree::ALL.iter().position(|&other| other == tree);
-        &self.trees[at.expect("ALL holds every tree")]
+        &self.open_files().trees[at.expect("ALL holds every tree")]
     }
 
     fn sync_files(&self) -> io::Result<()> {
@@ -155,7 +188,7 @@ impl Store for SledStore {
         }
         let touched: Vec<_> = touched.into_iter().collect();
         let trees: Vec<_> = touched.iter().map(|&tree| self.tree(tree)).collect();
-        shielded(|| {
+        self.write(|| {
             let done = trees[..].transaction(|views| {
                 for (tree, key, value) in &batch.ops {
                     let at = touched.binary_search(tree);
@@ -191,7 +224,7 @@ impl Store for SledStore {
     }
 
     fn flush(&self) -> Result<(), StoreError> {
-        shielded(|| self.db.flush())?;
+        self.write(|| self.open_files().db.flush())?;
         Ok(())
     }
 
@@ -201,7 +234,24 @@ impl Store for SledStore {
     }
 
     fn size_on_disk(&self) -> Result<u64, StoreError> {
-        shielded(|| self.db.size_on_disk())
+        shielded(|| self.open_files().db.size_on_disk())
+    }
+}
+
+impl Drop for SledStore {
+    fn drop(&mut self) {
+        if self.failed.load(Ordering::Relaxed) {
+            close_unattended(self.open.take());
+        }
+    }
+}
+
+/// Closes a sled that failed. That may never end; until it does, it cannot be opened anew, so
+/// there is one such thread at most for each directory.
+fn close_unattended(open: impl Send + 'static) {
+    let closing = std::thread::Builder::new().name("larder-close".into());
+    if let Err(error) = closing.spawn(move || drop(open)) {
+        tracing::warn!(%error, "a store that failed is closed in place");
     }
 }
 

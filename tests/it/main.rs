@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crash;
+mod full_disk;
 mod in_process;
 mod main_job;
 mod site;
