@@ -239,3 +239,137 @@ fn bodies_of(entry: &Entry) -> impl Iterator<Item = SpecHash> {
         Content::Deleted => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    //! Goal: a full disk takes nothing that was acknowledged and keeps nothing that was refused.
+    //! Method: a simulated disk with every amount of space.
+
+    use super::*;
+    use crate::store::file::sim::SimDisk;
+    use crate::store::vault::tests::{change, genesis, pending_of, sim_vault, visible};
+
+    fn spec(number: usize, len: usize) -> Spec {
+        let text = format!("# {number}\n{}\n", "x".repeat(len));
+        Spec::new(text.into())
+    }
+
+    fn pending(rev: u64, specs: &[Spec]) -> Entry {
+        let name = |(number, spec)| change(&format!("r{rev}/{number}"), spec);
+        pending_of(rev, specs.iter().enumerate().map(name).collect())
+    }
+
+    /// How far a publish came.
+    #[derive(Debug, PartialEq)]
+    enum Came {
+        Nowhere,
+        Pending,
+        Visible,
+    }
+
+    fn publish(storage: &mut Storage<SimDisk>, rev: u64, specs: &[Spec]) -> Came {
+        for spec in specs {
+            if let Err(refusal) = storage.stage(spec) {
+                assert_eq!(refusal.code, Code::DiskFull);
+                return Came::Nowhere;
+            }
+        }
+        let refused = Written::Some {
+            kept: 0,
+            why: NotWritten::Full,
+        };
+        let written = storage.write(&[pending(rev, specs)]);
+        if written != Written::All {
+            assert_eq!(written, refused);
+            return Came::Nowhere;
+        }
+        let written = storage.write(&[visible(rev)]);
+        storage.apply_to_view();
+        if written != Written::All {
+            assert_eq!(written, refused);
+            return Came::Pending;
+        }
+        Came::Visible
+    }
+
+    /// One publish, and as much space as is asked for behind it.
+    fn prepared(left: Option<u64>) -> (SimDisk, Storage<SimDisk>, [Spec; 1]) {
+        let disk = SimDisk::default();
+        let mut storage = Storage::new(sim_vault(&disk));
+        assert_eq!(storage.write(&[genesis(0)]), Written::All);
+        let first = [spec(1, 30)];
+        assert_eq!(publish(&mut storage, 1, &first), Came::Visible);
+        disk.space_left(left);
+        (disk, storage, first)
+    }
+
+    #[test]
+    fn a_publish_that_a_full_disk_refuses_gives_its_space_back() {
+        let large = [2, 3, 4].map(|number| spec(number, 300));
+        let small = [spec(5, 10)];
+        let (disk, mut storage, _) = prepared(None);
+        let before = disk.used();
+        assert_eq!(publish(&mut storage, 2, &small), Came::Visible);
+        let small_len = disk.used() - before;
+
+        for left in 0.. {
+            let (disk, mut storage, first) = prepared(Some(left));
+            let before = disk.used();
+            let came = publish(&mut storage, 2, &large);
+            match came {
+                Came::Nowhere => {
+                    assert_eq!(disk.used(), before, "{left} bytes left");
+                    assert!(storage.staged.is_empty());
+                    let came = publish(&mut storage, 2, &small);
+                    assert_eq!(
+                        came == Came::Visible,
+                        left >= small_len,
+                        "{left} bytes left"
+                    );
+                }
+                Came::Pending => {
+                    disk.space_left(Some(small_len));
+                    assert_eq!(storage.write(&[visible(2)]), Written::All);
+                }
+                Came::Visible => assert!(left > 1_000, "{left} bytes left"),
+            }
+            let reader = sim_vault(&disk.crash(left)).reader();
+            let body = reader.body(first[0].hash(), None);
+            assert_eq!(body.expect("an answer"), Some(first[0].clone()));
+            if came == Came::Visible {
+                break;
+            }
+        }
+    }
+
+    #[test]
+    fn what_others_staged_makes_room_for_what_must_become_visible() {
+        let (disk, mut storage, _) = prepared(None);
+        let specs = [spec(2, 50)];
+        storage.stage(&specs[0]).expect("staged");
+        assert_eq!(storage.write(&[pending(2, &specs)]), Written::All);
+        storage.stage(&spec(3, 100)).expect("staged");
+        disk.space_left(Some(0));
+        assert_eq!(storage.write(&[visible(2)]), Written::All);
+        assert!(!storage.vault.reader().has(spec(3, 100).hash()));
+    }
+
+    #[test]
+    fn a_publisher_whose_bodies_were_dropped_is_told_and_sends_them_again() {
+        let (disk, mut storage, _) = prepared(Some(600));
+        let specs = [spec(2, 50)];
+        let hash = specs[0].hash();
+        storage.stage(&specs[0]).expect("staged");
+        let refused = storage.stage(&spec(3, 1_000)).expect_err("too large");
+        assert_eq!(refused.code, Code::DiskFull);
+        let missing = Written::Some {
+            kept: 0,
+            why: NotWritten::MissingBody(hash),
+        };
+        assert_eq!(storage.write(&[pending(2, &specs)]), missing);
+        assert_eq!(publish(&mut storage, 2, &specs), Came::Visible);
+        let reader = sim_vault(&disk.crash(0)).reader();
+        let body = reader.body(hash, None).expect("an answer");
+        assert_eq!(body, Some(specs[0].clone()));
+    }
+}

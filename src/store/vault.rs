@@ -22,7 +22,7 @@ mod bodies;
 mod reset;
 mod source;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod view;
 
 use std::collections::{BTreeSet, HashMap};

@@ -289,6 +289,118 @@ fn a_full_disk_refuses_an_entry_and_takes_it_when_there_is_room() {
     assert_eq!(found, [body(0), body(2)]);
 }
 
+fn visible(rev: u64) -> Entry {
+    Entry::Visible {
+        rev: Revision::new(rev),
+    }
+}
+
+/// Bodies, some of them durable, that are cut off, and entries where they stood. Says how many
+/// entries were synced and whether all went well.
+fn run_cut_script(disk: &SimDisk) -> (u64, Option<()>) {
+    let mut synced = 0;
+    let mut run = || {
+        let (mut journal, ..) = open_at(disk, None).ok()?;
+        journal.append(&visible(1)).ok()?;
+        journal.append(&body(1)).ok()?;
+        journal.sync().ok()?;
+        synced = 1;
+        // Records that say that the first body was durable.
+        journal.append(&body(2)).ok()?;
+        journal.append(&body(3)).ok()?;
+        journal.cut_unsettled().ok()?;
+        for rev in 2..=3 {
+            journal.append(&visible(rev)).ok()?;
+            journal.append(&body(3)).ok()?;
+            journal.cut_unsettled().ok()?;
+            journal.append(&body(4)).ok()?;
+            journal.sync().ok()?;
+            synced = rev;
+        }
+        Some(())
+    };
+    let done = run();
+    (synced, done)
+}
+
+#[test]
+fn bodies_that_were_cut_off_never_make_what_follows_look_damaged() {
+    let whole = SimDisk::default();
+    assert_eq!(run_cut_script(&whole), (3, Some(())));
+    let (_, _, found) = open(&whole);
+    let expected = [visible(1), visible(2), body(4), visible(3), body(4)];
+    assert_eq!(found, expected);
+    for cut in 0..=whole.ops() {
+        for seed in 0..200 {
+            let disk = SimDisk::default();
+            disk.power_off_after(cut);
+            let (synced, _) = run_cut_script(&disk);
+            let opened = open_at(&disk.crash(seed), None);
+            let (_, _, found) = opened.unwrap_or_else(|error| panic!("{cut}, {seed}: {error}"));
+            let entries = found
+                .iter()
+                .filter(|entry| !matches!(entry, Entry::Body { .. }));
+            let entries: Vec<_> = entries.cloned().collect();
+            let all: Vec<_> = (1..=entries.len() as u64).map(visible).collect();
+            assert_eq!(entries, all, "{cut}, {seed}");
+            assert!(entries.len() as u64 >= synced, "{cut}, {seed}");
+        }
+    }
+}
+
+#[test]
+fn what_is_sealed_or_applied_or_before_an_entry_is_not_cut_off() {
+    let disk = SimDisk::default();
+    let (mut journal, ..) = open(&disk);
+    journal.append(&body(1)).expect("an append");
+    journal.append(&visible(1)).expect("an append");
+    let settled = journal.len();
+    assert_eq!(journal.cut_unsettled().expect("nothing to do"), 0);
+    journal.append(&body(2)).expect("an append");
+    let applied = journal.end();
+    journal.append(&body(3)).expect("an append");
+    journal.sync().expect("a sync");
+    let reader = journal.reader();
+    assert_eq!(
+        reader.settled_end(),
+        settled,
+        "the view and backups take no more"
+    );
+    assert_eq!(reader.entries(0).count(), 2);
+
+    let (mut journal, ..) = open_at(&disk, Some(applied)).expect("a journal");
+    assert!(journal.cut_unsettled().expect("a cut") > 0);
+    assert_eq!(
+        journal.end(),
+        applied,
+        "an older version may have applied it"
+    );
+    let (mut journal, ..) = open_at(&disk, Some(applied)).expect("and it opens");
+
+    let bodies = [body(1), body(2)].map(Ok::<_, Infallible>);
+    journal.rewrite(bodies, |_, _| {}).expect("rewritten");
+    assert_eq!(journal.cut_unsettled().expect("nothing to do"), 0);
+    let (mut journal, ..) = open(&disk);
+    assert_eq!(journal.cut_unsettled().expect("nothing to do"), 0);
+    assert_eq!(open(&disk).2, [body(1), body(2)]);
+}
+
+#[test]
+fn a_cut_that_the_disk_refuses_changes_nothing_and_an_unproven_one_poisons() {
+    let disk = SimDisk::default();
+    let (mut journal, ..) = open(&disk);
+    journal.append(&body(1)).expect("an append");
+    journal.sync().expect("a sync");
+    disk.fail_next(Op::SetLen);
+    assert!(matches!(journal.cut_unsettled(), Err(AppendError::Io(_))));
+    assert_eq!(open(&disk).2, [body(1)]);
+    disk.fail_next(Op::SyncData);
+    let cut = journal.cut_unsettled();
+    assert!(matches!(cut, Err(AppendError::Poisoned(Some(_)))));
+    let after = journal.append(&body(2));
+    assert!(matches!(after, Err(AppendError::Poisoned(None))));
+}
+
 #[test]
 fn a_failed_append_that_cannot_be_cut_off_poisons() {
     let disk = SimDisk::default();

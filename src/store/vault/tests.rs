@@ -13,12 +13,12 @@ use crate::catalog::{
     CatalogId, Change, Content, Epoch, Pending, Published, Record, SignedHead, Version,
 };
 use crate::store::blobs::{self, Loaded};
-use crate::store::disk::damage;
+use crate::store::disk::{SledStore, damage};
 use crate::store::file::sim::{Op, SimDisk};
 use crate::store::memory::{Fault, MemoryStore};
 use crate::store::{Batch, MAX_BATCH, Tree, journal};
 
-fn genesis(base: u64) -> Entry {
+pub(crate) fn genesis(base: u64) -> Entry {
     Entry::Genesis {
         catalog: CatalogId::from_bytes([7; 16]),
         epoch: Epoch::new(3),
@@ -32,7 +32,7 @@ fn spec(rev: u64) -> Spec {
     Spec::new(format!("steps: [{rev}]\n").into())
 }
 
-fn change(name: &str, spec: &Spec) -> Change {
+pub(crate) fn change(name: &str, spec: &Spec) -> Change {
     Change {
         name: name.parse().expect("a name"),
         content: Content::Present {
@@ -45,9 +45,16 @@ fn change(name: &str, spec: &Spec) -> Change {
 /// Revision `rev` sets `a` and `n<rev>` to a body of its own.
 fn pending(rev: u64) -> Entry {
     let spec = spec(rev);
+    pending_of(
+        rev,
+        vec![change("a", &spec), change(&format!("n{rev}"), &spec)],
+    )
+}
+
+pub(crate) fn pending_of(rev: u64, changes: Vec<Change>) -> Entry {
     Entry::Pending(Box::new(Pending {
         rev: Revision::new(rev),
-        changes: vec![change("a", &spec), change(&format!("n{rev}"), &spec)],
+        changes,
         published: Published {
             by: "local".into(),
             at_unix_ms: rev,
@@ -58,7 +65,7 @@ fn pending(rev: u64) -> Entry {
     }))
 }
 
-fn visible(rev: u64) -> Entry {
+pub(crate) fn visible(rev: u64) -> Entry {
     Entry::Visible {
         rev: Revision::new(rev),
     }
@@ -113,6 +120,11 @@ fn open_with(disk: &SimDisk, view: &Arc<MemoryStore>) -> Result<SimOpened, Vault
 
 fn open(disk: &SimDisk, view: &Arc<MemoryStore>) -> SimOpened {
     open_with(disk, view).expect("a vault")
+}
+
+/// A vault on `disk`, with a new view.
+pub(crate) fn sim_vault(disk: &SimDisk) -> Vault<SimDisk> {
+    open(disk, &Arc::new(MemoryStore::new())).0
 }
 
 /// How far a script came.
@@ -419,6 +431,141 @@ fn a_checkpoint_that_cannot_be_whole_changes_nothing() {
     vault.apply_to_view().expect("built anew");
     assert!(!blobs::contains(&*view, spec(1).hash()).expect("an answer"));
     assert!(blobs::contains(&*view, spec(2).hash()).expect("an answer"));
+}
+
+fn full() -> MetaError {
+    let error = io::ErrorKind::StorageFull.into();
+    MetaError::Store(StoreError::Full(error))
+}
+
+/// Two publishes, and a body for a third that never came. Says how long the journal was before.
+fn interrupted(disk: &SimDisk, view: &Arc<MemoryStore>) -> u64 {
+    let (mut vault, ..) = open(disk, view);
+    vault.append(&genesis(0)).expect("an append");
+    for rev in 1..=2 {
+        publish(&mut vault, rev, &mut Progress::default()).expect("published");
+    }
+    let len = vault.journal_len();
+    vault.append_body(&spec(3)).expect("an append");
+    len
+}
+
+#[test]
+fn without_a_view_the_journal_serves_and_a_quiet_moment_brings_the_view_back() {
+    let disk = SimDisk::default();
+    let view = Arc::new(MemoryStore::new());
+    interrupted(&disk, &view);
+    let empty = Arc::new(MemoryStore::new());
+    let source = Fixed::new(&empty);
+    let failure = Arc::clone(&source.failure);
+    let io = || MetaError::Store(StoreError::Io(io::Error::other("a test")));
+    *failure.lock().expect("no panic") = Some(io());
+    let mut entries = Vec::new();
+    let visit = |entry: &Entry| entries.push(entry.clone());
+    let (mut vault, opened) = Vault::assemble(disk.clone(), None, source, visit).expect("a vault");
+    assert_eq!(newest(&entries), (2, 2));
+    let why = opened.view_absent.expect("there is none");
+    assert!(why.contains("a test"), "{why}");
+    let reader = vault.reader();
+    for rev in 1..=3 {
+        let body = reader.body(spec(rev).hash(), None);
+        assert_eq!(body.expect("an answer"), Some(spec(rev)));
+    }
+    publish(&mut vault, 3, &mut Progress::default()).expect("published");
+    checkpoint_at_4(&mut vault).expect_err("one body is not there");
+    publish(&mut vault, 4, &mut Progress::default()).expect("published");
+    checkpoint_at_4(&mut vault).expect("a checkpoint");
+    publish(&mut vault, 5, &mut Progress::default()).expect("published");
+    let body = reader.body(spec(1).hash(), None);
+    assert_eq!(body.expect("an answer"), Some(spec(1)));
+
+    *failure.lock().expect("no panic") = Some(io());
+    assert!(matches!(vault.mend_view(), Err(ViewError::Open(_))));
+    assert!(vault.reader().view_absent().is_some() && vault.view().is_none());
+    vault.mend_view().expect("it opens");
+    assert_eq!(vault.reader().view_absent(), None);
+    check_view(&*empty, 5, "built anew");
+    publish(&mut vault, 6, &mut Progress::default()).expect("published");
+    check_view(&*empty, 6, "kept");
+}
+
+#[test]
+fn on_a_full_disk_a_start_drops_what_no_publish_named() {
+    let disk = SimDisk::default();
+    let view = Arc::new(MemoryStore::new());
+    let len = interrupted(&disk, &view);
+    let source = Fixed::new(&view);
+    *source.failure.lock().expect("no panic") = Some(full());
+    let (vault, opened) = Vault::assemble(disk, None, source, |_| {}).expect("a vault");
+    assert_eq!(vault.journal_len(), len);
+    assert_eq!((opened.view_absent, opened.bodies), (None, 2));
+    assert!(!vault.reader().has(spec(3).hash()));
+    check_view(&*view_of(&vault), 2, "there was space then");
+}
+
+#[test]
+fn a_view_that_must_not_be_done_without_refuses() {
+    let disk = SimDisk::default();
+    let start = |failure: MetaError| {
+        let source = Fixed::new(&Arc::new(MemoryStore::new()));
+        *source.failure.lock().expect("no panic") = Some(failure);
+        let vault = Vault::assemble(disk.clone(), None, source, |_| {}).map(|_| ());
+        vault.expect_err("refused")
+    };
+    // Without a journal, only the view could say that there was one.
+    assert!(matches!(start(full()), VaultError::View(_)));
+    assert!(disk.content(journal::FILE).is_none(), "none was made");
+
+    interrupted(&disk, &Arc::new(MemoryStore::new()));
+    let (found, known) = (2, 1);
+    start(MetaError::NewerFormat { found, known });
+    start(MetaError::OtherRole {
+        found: Role::Worker,
+        wanted: Role::Coordinator,
+    });
+    let dir = tempfile::tempdir().expect("a directory");
+    let _held = SledStore::open(dir.path(), 16 << 20).expect("a store");
+    let second = SledStore::open(dir.path(), 16 << 20).map(|_| ());
+    start(second.expect_err("it is held").into());
+}
+
+#[test]
+fn a_view_that_fails_later_is_left_and_readers_go_on() {
+    let disk = SimDisk::default();
+    let view = Arc::new(MemoryStore::new());
+    interrupted(&disk, &view);
+    let (mut vault, ..) = open(&disk, &view);
+    view.inject(Fault::Full);
+    publish(&mut vault, 3, &mut Progress::default());
+    let reader = vault.reader();
+    let why = reader.view_absent().expect("it failed");
+    assert!(why.contains("full"), "{why}");
+    let body = reader.body(spec(3).hash(), None);
+    assert_eq!(body.expect("an answer"), Some(spec(3)));
+    vault.mend_view().expect("there is space again");
+    check_view(&*view_of(&vault), 3, "nothing is lacking");
+}
+
+#[test]
+fn dropped_bodies_are_gone_from_readers_view_and_backups() {
+    let disk = SimDisk::default();
+    let view = Arc::new(MemoryStore::new());
+    let len = interrupted(&disk, &view);
+    let (mut vault, ..) = open(&disk, &view);
+    let hash = spec(3).hash();
+    let reader = vault.reader();
+    let before = backup_of(&vault);
+    assert_eq!(reader.body(hash, None).expect("an answer"), Some(spec(3)));
+    vault.drop_staged().expect("dropped");
+    assert_eq!(vault.journal_len(), len);
+    assert!(!reader.has(hash) && reader.has(spec(2).hash()));
+    assert_eq!(reader.body(hash, None).expect("an answer"), None);
+    assert!(!blobs::contains(&*view, hash).expect("an answer"));
+    assert_eq!(backup_of(&vault), before, "it held what stays only");
+    publish(&mut vault, 3, &mut Progress::default()).expect("published");
+    check_view(&*view, 3, "a publish that comes again");
+    let (vault, ..) = open(&disk.crash(3), &view);
+    check_view(&*view_of(&vault), 3, "after a crash");
 }
 
 #[test]
