@@ -3,7 +3,8 @@
 //! # Two kinds of disk
 //!
 //! - The **coordinator's** truth is its [`journal`]: checksummed entries in one file, fsynced
-//!   before anything is acknowledged. sled is a view of it that can be thrown away.
+//!   before anything is acknowledged. sled is a view of it that can be thrown away, or done
+//!   without while the disk is full.
 //! - A **worker's** store is sled alone, a cache that can be rebuilt from the cluster.
 //!
 //! Both use sled through [`Store`], whose only implementations are [`disk::SledStore`] and, for

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::file::sync_dir;
+use super::file::{is_full, sync_dir};
 use crate::identity::Role;
 
 /// Name of the lock within a store's directory.
@@ -119,7 +119,11 @@ impl StoreLock {
             }
             Err(errno) => return Err(io_error(errno.into())),
         }
-        write_holder(&mut file, role).map_err(io_error)?;
+        match write_holder(&mut file, role) {
+            // It only improves a message.
+            Err(error) if !is_full(&error) => return Err(io_error(error)),
+            _ => {}
+        }
         Ok(Self { _file: file })
     }
 
@@ -130,9 +134,11 @@ impl StoreLock {
 }
 
 fn write_holder(file: &mut File, role: Role) -> io::Result<()> {
-    file.set_len(0)?;
+    let text = format!("{} {role}\n", std::process::id());
     file.rewind()?;
-    file.write_all(format!("{} {role}\n", std::process::id()).as_bytes())
+    // Over what is there: that takes no space, and on a full disk there is none.
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)
 }
 
 fn read_holder(file: &mut File) -> Holder {
