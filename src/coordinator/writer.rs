@@ -17,7 +17,8 @@ use crate::worker::with_causes;
 /// writes need no bound: it has one on its way at most.
 pub(super) const MAX_STAGING: usize = 1_024;
 
-/// A body that no publish has named for this long is dropped by the next checkpoint.
+/// A body that no publish has named for this long is dropped by the next checkpoint. A full disk
+/// drops it earlier.
 const STAGED_FOR: Duration = Duration::from_secs(15 * 60);
 
 /// An absent view is tried anew when nothing was written for this long: building it may take

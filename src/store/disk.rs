@@ -385,6 +385,26 @@ mod tests {
     }
 
     #[test]
+    fn after_a_write_that_failed_it_only_reads_until_it_is_opened_anew() {
+        let dir = tempfile::tempdir().expect("a directory");
+        filled(dir.path());
+        let store = open(dir.path()).expect("a store");
+        let failed = store.write(|| {
+            let error = io::Error::from(io::ErrorKind::StorageFull);
+            Err::<(), _>(sled::Error::Io(error))
+        });
+        assert!(matches!(failed, Err(StoreError::Full(_))));
+        let mut batch = Batch::new();
+        batch.put(Tree::Blobs, b"late", b"v".to_vec());
+        assert!(matches!(store.apply(&batch), Err(StoreError::Io(_))));
+        assert!(store.flush().is_err() && store.sync().is_err());
+        assert_eq!(count(&store), 2_000);
+        drop(store);
+        let store = open(dir.path()).expect("a store, once the other is closed");
+        store.apply(&batch).expect("applied");
+    }
+
+    #[test]
     fn a_snapshot_that_a_crash_left_half_made_does_not_stop_it() {
         let dir = tempfile::tempdir().expect("a directory");
         filled(dir.path());

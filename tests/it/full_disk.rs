@@ -93,9 +93,17 @@ impl SmallDisk {
     }
 }
 
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Else the site's directory could not be removed. A test that fails says so by itself.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.dir).status();
+    }
+}
+
 struct Scene {
-    site: Site,
+    /// Before the site, which it lies in.
     disk: SmallDisk,
+    site: Site,
     certs: String,
 }
 
@@ -179,7 +187,7 @@ fn run_inside() {
     let site = Site::new();
     let disk = SmallDisk::mount(&site);
     let certs = site.identity("coordinator", "c");
-    let scene = Scene { site, disk, certs };
+    let scene = Scene { disk, site, certs };
     let small = Spec::new("steps: []\n".into());
     let mut published = vec![("small", small), ("large", large(0))];
     for (name, spec) in &published {

@@ -47,6 +47,15 @@ enum View {
     Absent(String),
 }
 
+impl View {
+    fn store(&self) -> Option<Arc<dyn Store>> {
+        match self {
+            Self::Present(view) => Some(Arc::clone(view)),
+            Self::Starting | Self::Absent(_) => None,
+        }
+    }
+}
+
 /// Why a body that should be there cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
@@ -98,10 +107,13 @@ impl<F: DiskFile> BlobReader<F> {
     /// # Errors
     /// [`BodyError`] when neither the view nor the journal has it right.
     pub fn body(&self, hash: SpecHash, len: Option<u64>) -> Result<Option<Spec>, BodyError> {
-        if !self.has(hash) {
-            return Ok(None);
-        }
-        let view = self.view();
+        let view = {
+            let places = self.places();
+            if !places.index.contains_key(&hash) {
+                return Ok(None);
+            }
+            places.view.store()
+        };
         if let Some(view) = &view {
             match blobs::load(&**view, hash, len) {
                 Ok(Loaded::Found(spec)) => return Ok(Some(spec)),
@@ -137,10 +149,7 @@ impl<F: DiskFile> BlobReader<F> {
     }
 
     pub(super) fn view(&self) -> Option<Arc<dyn Store>> {
-        match &self.places().view {
-            View::Present(view) => Some(Arc::clone(view)),
-            View::Starting | View::Absent(_) => None,
-        }
+        self.places().view.store()
     }
 
     /// Reads from `view` from now on.
