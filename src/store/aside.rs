@@ -61,6 +61,11 @@ pub(super) fn set_aside(dir: &Path, name: &str, why: &MetaError) -> Result<PathB
     Ok(to)
 }
 
+/// Whether a damaged store `name` is kept in `dir`.
+pub(super) fn is_kept(dir: &Path, name: &str) -> bool {
+    stamps(dir, &format!("{name}.corrupt-")).is_ok_and(|stamps| !stamps.is_empty())
+}
+
 /// When the stores that are aside were put there, ascending.
 fn stamps(dir: &Path, prefix: &str) -> io::Result<Vec<u64>> {
     let mut stamps = Vec::new();

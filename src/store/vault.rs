@@ -157,6 +157,10 @@ impl<D: Disk> Vault<D> {
         mut visit: impl FnMut(&Entry),
     ) -> Result<(Self, Opened), VaultError> {
         let (mut view, failure) = match source.open(None) {
+            // What was set aside was the view of a journal.
+            Ok(_) if source.keeps_damaged() && !Journal::exists(&disk)? => {
+                return Err(JournalError::Gone.into());
+            }
             Ok(store) => (Some(View::new(store)), None),
             // A journal that was never there or is gone is told from the other by the view alone.
             Err(error) if source::refuses(&error) || !Journal::exists(&disk)? => {

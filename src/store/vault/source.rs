@@ -16,6 +16,9 @@ pub(super) trait ViewSource: fmt::Debug + Send {
 
     /// Where the last damaged one went.
     fn set_aside(&self) -> Option<&Path>;
+
+    /// Whether a damaged one is kept, of this start or another.
+    fn keeps_damaged(&self) -> bool;
 }
 
 /// The view as a sled.
@@ -50,6 +53,10 @@ impl ViewSource for SledView {
 
     fn set_aside(&self) -> Option<&Path> {
         self.set_aside.as_deref()
+    }
+
+    fn keeps_damaged(&self) -> bool {
+        aside::is_kept(&self.dir, VIEW)
     }
 }
 

@@ -102,6 +102,10 @@ impl ViewSource for Fixed {
     fn set_aside(&self) -> Option<&Path> {
         None
     }
+
+    fn keeps_damaged(&self) -> bool {
+        false
+    }
 }
 
 fn view_of<D: Disk>(vault: &Vault<D>) -> Arc<dyn Store> {
@@ -721,6 +725,20 @@ fn a_view_that_is_gone_or_left_half_opened_is_no_loss() {
     check_view(&*view_of(&vault), 3, "built anew");
     let body = vault.reader().body(spec(2).hash(), None);
     assert_eq!(body.expect("an answer"), Some(spec(2)));
+}
+
+#[test]
+fn a_journal_that_is_gone_is_missed_though_its_view_is_damaged() {
+    let dir = tempfile::tempdir().expect("a directory");
+    filled(dir.path(), 1);
+    damage(&dir.path().join("view"));
+    fs::remove_file(dir.path().join(journal::FILE)).expect("removed");
+    for _ in 0..2 {
+        let opened = Vault::open(dir.path(), 16 << 20, |_| {}).map(|_| ());
+        let error = opened.expect_err("acknowledged entries are gone");
+        assert!(error.to_string().contains("the journal is gone"), "{error}");
+        assert!(!dir.path().join(journal::FILE).exists(), "none was made");
+    }
 }
 
 #[test]
