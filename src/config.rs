@@ -112,7 +112,7 @@ pub struct LocalConfig {
 /// What is logged, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogConfig {
-    /// A filter such as `info` or `larder=debug,quinn=warn`. Default `info` for daemons, `warn`
+    /// A filter such as `info` or `larder=debug,quinn=warn`. Default `info` for daemons, `error`
     /// for commands.
     pub filter: String,
     /// Default human.

@@ -22,11 +22,11 @@ pub(super) const MAX_SPEC_LEN: &str = "1MiB";
 
 pub(super) const LOG_FORMAT: &str = "human";
 
-/// Daemons say what they do; a command says only what goes wrong.
+/// Daemons say what they do. What a command meets on its way stands in its own error or answer.
 pub(super) const fn log(kind: Kind) -> &'static str {
     match kind {
         Kind::Coordinator | Kind::Worker => "info",
-        Kind::Client => "warn",
+        Kind::Client => "error",
     }
 }
 
