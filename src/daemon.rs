@@ -92,7 +92,10 @@ impl RunError {
     /// Which part it is about.
     pub fn part(&self) -> Part {
         match self {
-            Self::Identity(_) | Self::Role { .. } | Self::HeadKey(_) => Part::Trust,
+            Self::Identity(_)
+            | Self::Role { .. }
+            | Self::HeadKey(_)
+            | Self::Bind(BindError::Throwaway { .. }) => Part::Trust,
             Self::Bind(_) | Self::Local(_) => Part::Address,
             Self::Vault(_) | Self::Cache(_) | Self::Replay(_) | Self::Disk(_) => Part::Store,
             Self::Thread(_) => Part::Other,
