@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::answer::{Answer, Query};
 use crate::api::{Api, Reply};
 use crate::config::{Address, ClientConfig, IdentityPaths, LocalConfig, StoreChoice, WorkerConfig};
-use crate::daemon::RunError;
+use crate::daemon::{self, RunError};
 use crate::proto::wire::{GetLog, List, Listing, Log, Publish, PublishedRev};
 use crate::spec::{Spec, SpecHash, Syntax};
 use crate::worker::Worker;
@@ -28,7 +28,8 @@ impl Client {
         coordinators: &[Address],
         identity: &IdentityPaths,
     ) -> Result<Self, RunError> {
-        let worker = Worker::open(&WorkerConfig {
+        let loaded = daemon::load_identity(identity)?;
+        let config = WorkerConfig {
             identity: identity.clone(),
             local: LocalConfig {
                 socket: std::path::PathBuf::new(),
@@ -43,8 +44,8 @@ impl Client {
             store_budget: MEMORY,
             deadline: config.deadline,
             max_spec_len: config.max_spec_len,
-        })?;
-        Ok(Self(worker))
+        };
+        Ok(Self(Worker::open(&config, loaded)?))
     }
 }
 

@@ -19,7 +19,7 @@ use crate::clock;
 use crate::config::{CoordinatorConfig, StoreChoice};
 use crate::daemon::{self, RunError};
 use crate::identity::Role;
-use crate::net::{Endpoint, EndpointOptions, Limits, Runtime};
+use crate::net::{Endpoint, EndpointOptions, Limits, Port, Runtime};
 use crate::proto::code::{Code, Refusal};
 use crate::proto::coordinator::{Coordinator as Machine, Input, Ledger, ReplayError, Retention};
 use crate::store::vault::{DEFAULT_CACHE_BYTES, Vault};
@@ -72,7 +72,7 @@ impl Node {
 }
 
 impl Coordinator {
-    /// Opens the store, replays the journal, binds the UDP port and serves.
+    /// Binds the UDP port, opens the store, replays the journal and serves.
     ///
     /// # Errors
     /// [`RunError`]; nothing that was acknowledged has changed then.
@@ -84,6 +84,7 @@ impl Coordinator {
                 uri: identity.uri().clone(),
             });
         }
+        let port = Port::bind(config.listen, identity.uri().cluster())?;
         let runtime = Runtime::start().map_err(RunError::Thread)?;
         let opened = match &config.store {
             StoreChoice::None => None,
@@ -97,7 +98,7 @@ impl Coordinator {
             max_spec_len: config.max_spec_len,
             limits: Limits::default(),
         };
-        let endpoint = Endpoint::bind(runtime.handle(), config.listen, identity, options)?;
+        let endpoint = Endpoint::start(runtime.handle(), port, identity, options)?;
         let mut engine = None;
         let mut storage = None;
         if let Some((vault, machine, _)) = opened

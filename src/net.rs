@@ -1,7 +1,8 @@
 //! Moves the frames of the [protocol](crate::proto) over QUIC, and knows nothing of what they say.
 //!
 //! - [`Runtime`] is the one thread that all of QUIC runs on.
-//! - [`Endpoint`] is one UDP socket that listens and dials. [`Endpoint::serve`] accepts
+//! - [`Port`] is a bound UDP socket, taken before anything else is touched.
+//! - [`Endpoint`] is one that listens and dials. [`Endpoint::serve`] accepts
 //!   connections, checks every request against the role table and the limits, and hands what
 //!   passes to a [`Service`]. [`Endpoint::drain`] ends it.
 //! - [`Link`] is one address to ask. It dials when it is used, once for all who wait, and each
@@ -30,7 +31,7 @@ pub use self::exchange::{Exchange, Patience, Timing};
 pub use self::link::{Link, Wanted};
 pub use self::runtime::Runtime;
 pub use self::serve::{Gone, Peer, Reply, Service};
-pub use self::socket::check_bind;
+pub use self::socket::{Port, check_bind};
 use crate::proto::limit;
 
 /// The slowest pace at which bytes may come.

@@ -20,10 +20,11 @@ use crate::api::Api;
 use crate::config::{StoreChoice, WorkerConfig};
 use crate::daemon::{self, RunError};
 use crate::identity::Role;
-use crate::net::{Endpoint, EndpointOptions, Limits, Runtime};
+use crate::net::{Endpoint, EndpointOptions, Limits, Port, Runtime};
 use crate::proto::worker::Config;
 use crate::spec::{NameError, SpecName};
 use crate::store::cache::{self, WorkerStore};
+use crate::trust::Identity;
 
 /// How often a coordinator address without a connection is dialled anew, so that the first read
 /// after an outage finds one.
@@ -80,19 +81,20 @@ pub enum ReadError {
 }
 
 impl Worker {
-    /// Opens the store, binds the UDP port and serves peers.
+    /// Binds the UDP port, opens the store and serves peers.
     ///
     /// # Errors
     /// [`RunError`].
     pub fn start(config: &WorkerConfig) -> Result<Self, RunError> {
-        let worker = Self::open(config)?;
-        let Self(node) = &worker;
-        if node.engine.endpoint().identity().uri().role() != Role::Worker {
+        let identity = daemon::load_identity(&config.identity)?;
+        if identity.uri().role() != Role::Worker {
             return Err(RunError::Role {
                 wanted: Role::Worker,
-                uri: node.engine.endpoint().identity().uri().clone(),
+                uri: identity.uri().clone(),
             });
         }
+        let worker = Self::open(config, identity)?;
+        let Self(node) = &worker;
         let serving = service::Serving(Arc::clone(node));
         node.engine.endpoint().serve(Arc::new(serving));
         Ok(worker)
@@ -102,8 +104,8 @@ impl Worker {
     ///
     /// # Errors
     /// [`RunError`].
-    pub(crate) fn open(config: &WorkerConfig) -> Result<Self, RunError> {
-        let identity = daemon::load_identity(&config.identity)?;
+    pub(crate) fn open(config: &WorkerConfig, identity: Identity) -> Result<Self, RunError> {
+        let port = Port::bind(config.listen, identity.uri().cluster())?;
         let store = match &config.store {
             StoreChoice::Directory(dir) => {
                 let options = cache::Options {
@@ -130,7 +132,7 @@ impl Worker {
             max_spec_len: config.max_spec_len,
             limits: Limits::default(),
         };
-        let endpoint = Endpoint::bind(runtime.handle(), config.listen, identity, options)?;
+        let endpoint = Endpoint::start(runtime.handle(), port, identity, options)?;
         let machine = Config {
             coordinators: config
                 .coordinators

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::live::LiveConnections;
 use super::serve::{self, Service};
-use super::{BindError, Floor, check_bind, socket, transport};
+use super::{BindError, Floor, Port, transport};
 use crate::proto::code::CloseCode;
 use crate::proto::limit;
 use crate::spec::MAX_SPEC_LEN;
@@ -94,21 +94,19 @@ pub(super) struct Shared {
 }
 
 impl Endpoint {
-    /// Binds `addr` and runs on `handle`, which is a [`Runtime`](super::Runtime)'s.
+    /// Runs on `handle`, which is a [`Runtime`](super::Runtime)'s, over a socket that is bound.
     ///
     /// # Errors
-    /// [`BindError`].
-    pub fn bind(
+    /// [`BindError::Io`] when the system takes the socket back.
+    pub fn start(
         handle: &Handle,
-        addr: SocketAddr,
+        port: Port,
         identity: Identity,
         mut options: EndpointOptions,
     ) -> Result<Self, BindError> {
         options.max_spec_len = options.max_spec_len.min(MAX_SPEC_LEN);
-        check_bind(addr, identity.uri().cluster())?;
+        let Port { socket, addr } = port;
         let fail = |source| BindError::Io { addr, source };
-        let socket = socket::bind(addr)?;
-        let addr = socket.local_addr().map_err(fail)?;
         let config = transport::endpoint(&options.reset_key);
         // quinn finds the runtime of its tasks in the context.
         let context = handle.enter();

@@ -26,11 +26,30 @@ pub fn check_bind(addr: SocketAddr, cluster: &str) -> Result<(), BindError> {
     Ok(())
 }
 
-pub(super) fn bind(addr: SocketAddr) -> Result<UdpSocket, BindError> {
-    open(addr).map_err(|source| match source.kind() {
-        io::ErrorKind::AddrInUse => BindError::InUse { addr, source },
-        _ => BindError::Io { addr, source },
-    })
+/// A UDP socket that is bound and not yet used: a daemon takes it first, so that one which cannot
+/// have its port leaves no trace.
+#[derive(Debug)]
+pub struct Port {
+    pub(super) socket: UdpSocket,
+    pub(super) addr: SocketAddr,
+}
+
+impl Port {
+    /// Binds `addr` for a node of `cluster`.
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub fn bind(addr: SocketAddr, cluster: &str) -> Result<Self, BindError> {
+        check_bind(addr, cluster)?;
+        let bound = open(addr).and_then(|socket| {
+            let addr = socket.local_addr()?;
+            Ok(Self { socket, addr })
+        });
+        bound.map_err(|source| match source.kind() {
+            io::ErrorKind::AddrInUse => BindError::InUse { addr, source },
+            _ => BindError::Io { addr, source },
+        })
+    }
 }
 
 fn open(addr: SocketAddr) -> io::Result<UdpSocket> {
@@ -89,8 +108,9 @@ mod tests {
 
     #[test]
     fn a_port_in_use_is_named() {
+        let bind = |addr| Port::bind(addr, "prod.example");
         let first = bind("127.0.0.1:0".parse().expect("an address")).expect("bind");
-        let addr = first.local_addr().expect("bound");
+        let addr = first.addr;
         let error = bind(addr).expect_err("in use");
         assert!(matches!(error, BindError::InUse { .. }));
         assert!(error.to_string().contains(&addr.to_string()), "{error}");

@@ -7,6 +7,7 @@ mod refusals;
 mod requests;
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,7 +90,17 @@ fn options() -> EndpointOptions {
 
 fn bind(runtime: &Runtime, identity: Identity, options: EndpointOptions) -> Endpoint {
     let addr = "127.0.0.1:0".parse().expect("an address");
-    Endpoint::bind(runtime.handle(), addr, identity, options).expect("bind")
+    bind_to(addr, runtime, identity, options)
+}
+
+fn bind_to(
+    addr: SocketAddr,
+    runtime: &Runtime,
+    identity: Identity,
+    options: EndpointOptions,
+) -> Endpoint {
+    let port = Port::bind(addr, identity.uri().cluster()).expect("bind");
+    Endpoint::start(runtime.handle(), port, identity, options).expect("start")
 }
 
 fn link(from: &Endpoint, to: &Endpoint, wanted: Wanted) -> Link {

@@ -195,7 +195,7 @@ async fn a_restarted_peer_is_noticed_at_once() {
     first.stop();
     drop(server);
     let second = Runtime::start().expect("a thread");
-    let server = Endpoint::bind(second.handle(), addr, identity, options()).expect("the same port");
+    let server = bind_to(addr, &second, identity, options());
     server.serve(Arc::new(Node::default()));
     // Its patience is shorter than the idle timeout of the transport.
     let error = status(&link).await.expect_err("the old connection is gone");

@@ -145,10 +145,10 @@ async fn another_version_of_the_protocol_is_told_apart() {
 
 #[test]
 fn a_throwaway_identity_does_not_bind_beyond_loopback() {
-    let (certs, runtime) = (Certs::new(), Runtime::start().expect("a thread"));
+    let certs = Certs::new();
     for name in ["dev/worker/w1", "bad/wrong-cluster"] {
         let addr = "0.0.0.0:0".parse().expect("an address");
-        let bound = Endpoint::bind(runtime.handle(), addr, certs.load(name), options());
+        let bound = Port::bind(addr, certs.load(name).uri().cluster());
         assert!(matches!(bound, Err(BindError::Throwaway { .. })), "{name}");
     }
 }
