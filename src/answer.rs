@@ -368,6 +368,9 @@ pub struct Failure {
     /// Every hop that was tried.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hops: Vec<HopFailure>,
+    /// Whether every hop failed for certificates or trust alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub untrusted: bool,
     /// The current, oldest or newest revision, where the code has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rev: Option<Revision>,
@@ -387,6 +390,7 @@ impl Failure {
             message: message.into(),
             hint: None,
             hops: Vec::new(),
+            untrusted: false,
             rev: None,
             name: None,
             last: None,

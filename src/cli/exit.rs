@@ -100,7 +100,10 @@ impl Exit {
                 return Some(complaint.exit());
             }
             if let Some(failure) = cause.downcast_ref::<Failure>() {
-                return Some(Self::of_code(&failure.code));
+                return Some(match failure.untrusted {
+                    true => Self::Trust,
+                    false => Self::of_code(&failure.code),
+                });
             }
             let config = cause.downcast_ref::<ConfigError>()?;
             Some(match config.is_about_identity() {
@@ -183,6 +186,10 @@ mod tests {
         let failure = Failure::new("expect-failed", "somebody was first");
         let error = anyhow::Error::new(failure).context("nothing was published");
         assert_eq!(Exit::of(&error), Exit::Refused);
+        let mut failure = Failure::new("no-freshness-proof", "no proof");
+        assert_eq!(Exit::of(&failure.clone().into()), Exit::Unavailable);
+        failure.untrusted = true;
+        assert_eq!(Exit::of(&failure.into()), Exit::Trust);
         let error = anyhow::anyhow!("out of luck");
         assert_eq!(Exit::of(&error), Exit::General);
         let error = anyhow::Error::new(Complaint::new(Exit::Address, "in use")).context("no");

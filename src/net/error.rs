@@ -201,6 +201,17 @@ impl LinkError {
         Self::BadAnswer(FrameError::Value("an answer to another question"))
     }
 
+    /// Whether nothing but certificates or trust stands between the two ends.
+    pub const fn is_untrusted(&self) -> bool {
+        matches!(
+            self,
+            Self::PeerUntrusted(_)
+                | Self::SelfUntrusted(_)
+                | Self::WrongNode { .. }
+                | Self::Closed(CloseCode::Revoked | CloseCode::WrongNode)
+        )
+    }
+
     /// Whether the peer broke the protocol, as opposed to being slow, away or unwilling.
     pub const fn is_peers_fault(&self) -> bool {
         matches!(

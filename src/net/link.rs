@@ -131,6 +131,13 @@ impl Link {
         self.0.up().map(|up| up.connection.rtt())
     }
 
+    /// Whether the last dial failed for nothing but certificates or trust.
+    pub fn is_untrusted(&self) -> bool {
+        let state = self.0.state();
+        let failed = state.failed.as_ref();
+        failed.is_some_and(|failed| failed.error.is_untrusted())
+    }
+
     /// Dials unless a connection is up; all who wait share one dial.
     ///
     /// # Errors

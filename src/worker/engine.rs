@@ -9,7 +9,7 @@ use tokio::task::AbortHandle;
 
 use super::call::{CoordinatorLink, fetch};
 use super::saver::{self, Saver};
-use crate::answer::{Answer, GetError, Query, Target};
+use crate::answer::{Answer, GetError, Hop, HopFailure, Query, Target};
 use crate::clock;
 use crate::daemon::RunError;
 use crate::net::{Endpoint, Link, Wanted};
@@ -245,6 +245,20 @@ impl Engine {
             .collect();
         links.sort_by_key(|(_, source)| !source.preferred);
         links.into_iter().map(|(link, _)| link).collect()
+    }
+
+    /// Whether these hops failed for certificates or trust alone.
+    pub(super) fn only_untrusted(&self, hops: &[HopFailure]) -> bool {
+        let named = |link: &Link, addr: &str| link.addr() == addr && link.is_untrusted();
+        let untrusted = |failure: &HopFailure| match &failure.hop {
+            Hop::Disk => false,
+            Hop::Coordinator(addr) => {
+                let mut links = self.coordinators.iter().map(CoordinatorLink::link);
+                links.any(|link| named(link, addr))
+            }
+            Hop::Peer(addr) => self.peers.iter().any(|link| named(link, addr)),
+        };
+        !hops.is_empty() && hops.iter().all(untrusted)
     }
 
     pub(super) fn peer_links(&self) -> &[Link] {

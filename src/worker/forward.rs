@@ -22,7 +22,7 @@ pub(super) async fn to_coordinator(
     request: &Request,
     body: Bytes,
 ) -> Result<Response, Failure> {
-    let mut hops = Vec::new();
+    let mut tried = Tried::default();
     let repeatable = match request {
         Request::Publish(publish) => publish.key.is_some(),
         _ => true,
@@ -44,14 +44,14 @@ pub(super) async fn to_coordinator(
             }
             Err(error) => {
                 let stop = !repeatable && !matches!(error, LinkError::Dial { .. });
-                hops.push(failure_of(link, &error));
+                tried.add(link, &error);
                 if stop {
-                    return Err(unreachable(hops, "whether it happened is not known"));
+                    return Err(tried.failure("whether it happened is not known"));
                 }
             }
         }
     }
-    Err(unreachable(hops, "no coordinator answered"))
+    Err(tried.failure("no coordinator answered"))
 }
 
 async fn ask(link: &Link, request: &Request, body: Bytes) -> Result<Response, LinkError> {
@@ -65,25 +65,34 @@ async fn ask(link: &Link, request: &Request, body: Bytes) -> Result<Response, Li
     link.call(request, body, patience).await?.next().await
 }
 
-fn failure_of(link: &Link, error: &LinkError) -> HopFailure {
-    let reason = match error.hint() {
-        Some(hint) => format!("{error} ({hint})"),
-        None => error.to_string(),
-    };
-    HopFailure {
-        hop: Hop::Coordinator(link.addr().to_owned()),
-        reason,
-    }
+/// The addresses that did not answer.
+#[derive(Default)]
+struct Tried {
+    hops: Vec<HopFailure>,
+    untrusted: usize,
 }
 
-fn unreachable(hops: Vec<HopFailure>, message: &str) -> Failure {
-    let hint = match hops.is_empty() {
-        true => "name one with `--coordinator HOST:PORT`",
-        false => "check the coordinator and the path to it",
-    };
-    let mut failure = Failure::new("unreachable", message).hint(hint);
-    failure.hops = hops;
-    failure
+impl Tried {
+    fn add(&mut self, link: &Link, error: &LinkError) {
+        let reason = match error.hint() {
+            Some(hint) => format!("{error} ({hint})"),
+            None => error.to_string(),
+        };
+        let hop = Hop::Coordinator(link.addr().to_owned());
+        self.hops.push(HopFailure { hop, reason });
+        self.untrusted += usize::from(error.is_untrusted());
+    }
+
+    fn failure(self, message: &str) -> Failure {
+        let hint = match self.hops.is_empty() {
+            true => "name one with `--coordinator HOST:PORT`",
+            false => "check the coordinator and the path to it",
+        };
+        let mut failure = Failure::new("unreachable", message).hint(hint);
+        failure.untrusted = !self.hops.is_empty() && self.untrusted == self.hops.len();
+        failure.hops = self.hops;
+        failure
+    }
 }
 
 /// The answer was of another kind than the question.

@@ -77,7 +77,12 @@ impl Api for Arc<Node> {
         Box::pin(async move {
             let mut results = self.engine().get_all(vec![query]).await;
             match results.pop() {
-                Some(result) => Ok(result?),
+                Some(Ok(answer)) => Ok(answer),
+                Some(Err(error)) => {
+                    let mut failure = Failure::from(error);
+                    failure.untrusted = self.engine().only_untrusted(&failure.hops);
+                    Err(failure)
+                }
                 None => Err(confused()),
             }
         })
