@@ -3,6 +3,8 @@
 mod bad_input;
 mod crash;
 mod full_disk;
+mod hostile;
 mod in_process;
 mod main_job;
+mod peers;
 mod site;

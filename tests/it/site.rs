@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Longer than anything takes on a busy machine; only a defect reaches it.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything that one test has on disk.
 #[derive(Debug)]
@@ -99,9 +99,13 @@ impl Site {
 
     /// Starts a worker that asks `coordinator`, with further flags.
     pub(crate) fn worker(&self, name: &str, coordinator: &Daemon, more: &[&str]) -> Daemon {
+        self.worker_of(name, coordinator.addr(), more)
+    }
+
+    /// The same of whoever is at `coordinator`.
+    pub(crate) fn worker_of(&self, name: &str, coordinator: &str, more: &[&str]) -> Daemon {
         let certs = self.identity("worker", name);
-        let mut args = vec!["worker", "--certs", &certs];
-        args.extend(["--coordinator", coordinator.addr()]);
+        let mut args = vec!["worker", "--certs", &certs, "--coordinator", coordinator];
         args.extend(more);
         self.start(&args, name).expect("it starts")
     }
@@ -142,7 +146,7 @@ impl Site {
             }),
             Err(RecvTimeoutError::Disconnected) => {
                 let code = child.wait().expect("ended").code();
-                let err = log.lock().expect("no panic").clone();
+                let err = log.text();
                 Err(Ended {
                     what: all.join(" "),
                     code,
@@ -158,19 +162,35 @@ impl Site {
     }
 }
 
+/// What a daemon has said so far.
+#[derive(Debug, Default)]
+struct Log {
+    text: Mutex<String>,
+    grown: Condvar,
+}
+
+impl Log {
+    fn push(&self, line: &str) {
+        let mut text = self.text.lock().expect("no panic");
+        text.push_str(line);
+        text.push('\n');
+        self.grown.notify_all();
+    }
+
+    fn text(&self) -> String {
+        self.text.lock().expect("no panic").clone()
+    }
+}
+
 /// Collects what a daemon says. The channel gives the address once, and closes with the process.
-fn follow(stderr: ChildStderr) -> (Arc<Mutex<String>>, Receiver<String>) {
-    let log = Arc::new(Mutex::new(String::new()));
+fn follow(stderr: ChildStderr) -> (Arc<Log>, Receiver<String>) {
+    let log = Arc::new(Log::default());
     let (send, receive) = channel();
     let copy = Arc::clone(&log);
     thread::spawn(move || {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
             let value: Value = serde_json::from_str(&line).unwrap_or_default();
-            {
-                let mut copy = copy.lock().expect("no panic");
-                copy.push_str(&line);
-                copy.push('\n');
-            }
+            copy.push(&line);
             let fields = &value["fields"];
             let message = fields["message"].as_str().unwrap_or_default();
             if message.ends_with(" ready") {
@@ -189,7 +209,7 @@ pub(crate) struct Daemon {
     addr: String,
     socket: String,
     args: Vec<String>,
-    log: Arc<Mutex<String>>,
+    log: Arc<Log>,
     ended: Receiver<String>,
 }
 
@@ -211,7 +231,23 @@ impl Daemon {
 
     /// What it has logged so far.
     pub(crate) fn log(&self) -> String {
-        self.log.lock().expect("no panic").clone()
+        self.log.text()
+    }
+
+    /// Waits for a line of the log with all of these words.
+    #[track_caller]
+    pub(crate) fn says(&self, words: &[&str]) {
+        let said = |text: &str| {
+            let mut lines = text.lines();
+            lines.any(|line| words.iter().all(|word| line.contains(word)))
+        };
+        let text = self.log.text.lock().expect("no panic");
+        let waited = self
+            .log
+            .grown
+            .wait_timeout_while(text, PATIENCE, |text| !said(text));
+        let (text, waited) = waited.expect("no panic");
+        assert!(!waited.timed_out(), "no line has {words:?}: {text}");
     }
 
     /// Sends a signal.
