@@ -48,13 +48,15 @@ async fn ls(api: &dyn Api, args: &Args, screen: &mut Screen<'_>) -> anyhow::Resu
     let mut pages = Pages::new(api, &args.prefix, args.at, args.deleted);
     let mut records = Vec::new();
     let mut head = json!({});
-    if !screen.json() {
-        screen.line(format_args!(
-            "{:>8}  {:15}  {:>9}  NAME",
-            "REVISION", "HASH", "BYTES"
-        ))?;
-    }
+    let mut titled = screen.json();
     while let Some(page) = pages.next().await? {
+        // Only now: a command that fails prints no data.
+        if !std::mem::replace(&mut titled, true) {
+            screen.line(format_args!(
+                "{:>8}  {:15}  {:>9}  NAME",
+                "REVISION", "HASH", "BYTES"
+            ))?;
+        }
         for (name, version) in &page.records {
             match screen.json() {
                 true => records.push(to_json(name, version)),
