@@ -97,7 +97,7 @@ struct Failed {
 pub(super) struct Up {
     pub(super) connection: Connection,
     pub(super) uri: NodeUri,
-    welcome: Welcome,
+    pub(super) welcome: Welcome,
 }
 
 impl Link {

@@ -28,20 +28,16 @@ impl CoordinatorLink {
     }
 
     /// Whether what answers there may speak for the catalog.
-    fn check_head(&self, pinned: &[PinnedKey]) -> Result<(), String> {
-        let Some(head) = self.link.welcome().and_then(|welcome| welcome.head) else {
-            // A node without a catalog refuses the request itself.
-            return Ok(());
-        };
+    fn check_head(&self, head: &HeadBytes, pinned: &[PinnedKey]) -> Result<(), String> {
         let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
-        if checked.as_ref() == Some(&head) {
+        if checked.as_ref() == Some(head) {
             return Ok(());
         }
         let signed = head.signed().map_err(|error| error.to_string())?;
         signed
             .verify(&pinned.to_vec())
             .map_err(|error| format!("its head is not to be believed: {error}"))?;
-        *checked = Some(head);
+        *checked = Some(head.clone());
         Ok(())
     }
 
@@ -74,8 +70,14 @@ impl CoordinatorLink {
             .link
             .call(&request, bytes::Bytes::new(), patience)
             .await?;
-        self.check_head(pinned).map_err(Trouble::Head)?;
+        if let Some(head) = exchange.head() {
+            self.check_head(head, pinned).map_err(Trouble::Head)?;
+        }
         match exchange.next().await? {
+            // A node without a catalog has no head, and refuses.
+            Response::Resolved(_) if exchange.head().is_none() => {
+                return Err(Trouble::Head("it showed no signed head".to_owned()));
+            }
             Response::Resolved(opening) => sink(Event::Opening(opening)),
             _ => return Err(Trouble::Order),
         }
