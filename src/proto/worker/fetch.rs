@@ -277,7 +277,29 @@ impl Worker {
         }
     }
 
+    /// Whoever was asked before the one that gave the bytes, and has given none, is slower than a
+    /// hedge allows: the answer names it, and others are asked before it for a while.
+    fn note_overtaken(&mut self, hash: SpecHash, by: &Hop, now: Time) {
+        let Some(fetch) = self.fetches.get_mut(&hash) else {
+            return;
+        };
+        let gave = |(_, source): &&(CallId, Source)| self.sources.hop(*source) == *by;
+        let Some(&(winner, _)) = fetch.active.iter().find(gave) else {
+            return;
+        };
+        for &(id, source) in &fetch.active {
+            if id < winner {
+                fetch.hops.push(HopFailure {
+                    hop: self.sources.hop(source),
+                    reason: "no bytes yet".into(),
+                });
+                self.sources.failed(source, true, now);
+            }
+        }
+    }
+
     fn complete(&mut self, hash: SpecHash, spec: &Spec, hop: Hop, now: Time) {
+        self.note_overtaken(hash, &hop, now);
         let Some(fetch) = self.end_fetch(hash) else {
             return;
         };

@@ -469,6 +469,32 @@ fn a_slow_source_is_hedged_and_the_first_right_bytes_win() {
 }
 
 #[test]
+fn a_source_that_was_overtaken_is_named_and_asked_later() {
+    let mut desk = desk(1, 1);
+    let target = spec("v").hash().to_string();
+    desk.read(1, &target, Freshness::Strict);
+    assert_eq!(desk.fetch().1, Source::Coordinator(0));
+    desk.advance(HEDGE_DEFAULT);
+    let (quick, _) = desk.fetch();
+    desk.event(quick, Event::Body(spec("v").into_bytes()));
+    let failed = desk.answer(1).failed;
+    assert_eq!(failed.len(), 1);
+    assert_eq!(
+        (&failed[0].hop, &*failed[0].reason),
+        (&coordinator(0), "no bytes yet")
+    );
+
+    desk.disk.clear();
+    desk.read(2, &target, Freshness::Strict);
+    let (first, source) = desk.fetch();
+    assert_eq!(source, Source::Peer(0));
+    desk.advance(HEDGE_DEFAULT);
+    assert_eq!(desk.fetch().1, Source::Coordinator(0));
+    desk.event(first, Event::Body(spec("v").into_bytes()));
+    assert_eq!(desk.answer(2).failed, [], "who was asked later is not late");
+}
+
+#[test]
 fn readers_of_one_hash_share_one_fetch() {
     let mut desk = desk(0, 1);
     let target = spec("v").hash().to_string();
