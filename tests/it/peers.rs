@@ -307,13 +307,6 @@ fn bytes_that_a_coordinator_sends_are_held_against_its_record() {
     let cases = [
         ("wrong", len, wrong(), Then::Finish, "sent wrong bytes"),
         ("short", len, half.clone(), Then::Finish, "cut short"),
-        (
-            "breaks-off",
-            len,
-            half.clone(),
-            Then::Close,
-            "closed the connection",
-        ),
         ("stalls", len, half.clone(), Then::Hold, "too slowly"),
         (
             "lies-about-length",
