@@ -131,11 +131,16 @@ impl Link {
         self.0.up().map(|up| up.connection.rtt())
     }
 
-    /// Whether the last dial failed for nothing but certificates or trust.
+    /// Whether nothing but certificates or trust ended the last dial, or the connection since.
     pub fn is_untrusted(&self) -> bool {
         let state = self.0.state();
-        let failed = state.failed.as_ref();
-        failed.is_some_and(|failed| failed.error.is_untrusted())
+        let closed = state.live.as_ref().map(|up| up.connection.close_reason());
+        match (&state.failed, closed) {
+            // A dial that succeeds clears the failure, so this one came after that connection.
+            (Some(failed), _) => failed.error.is_untrusted(),
+            (None, Some(Some(reason))) => LinkError::from(reason).is_untrusted(),
+            (None, _) => false,
+        }
     }
 
     /// Dials unless a connection is up; all who wait share one dial.

@@ -89,11 +89,11 @@ impl LiveConnections {
         let Err(reason) = trust.trust().check(&chain, usage, now) else {
             return false;
         };
+        close(&connection, CloseCode::Revoked);
         let addr = connection.remote_address();
         tracing::warn!(%addr, %reason, hint = reason.hint(), "connection closed: no longer trusted");
         metrics::counter!("larder_connections_revoked_total", "reason" => reason.as_str())
             .increment(1);
-        close(&connection, CloseCode::Revoked);
         true
     }
 

@@ -12,10 +12,11 @@ use std::thread;
 use larder::catalog::{CatalogId, Epoch, Head, HeadHash, HeadKey, Revision, SignedHead, StateRoot};
 use larder::proto::wire::{Blob, Outcome, Request, Resolved, Response, WireVersion};
 use larder::spec::{Spec, SpecHash};
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::hostile::{DeadlyPath, Hostile, Say, Then, dial_with_another_alpn};
-use crate::site::{Daemon, Ended, Site};
+use crate::site::{Daemon, Ended, Site, text};
 
 /// A definition of several packets.
 fn body() -> String {
@@ -507,6 +508,49 @@ fn an_expired_certificate_is_named_on_whichever_side_it_is() {
     let args = ["worker", "--certs", &certs, "--coordinator", good.addr()];
     let worker = site.start(&args, "late-worker").expect("it starts");
     get(&site, &worker, "daily", &[]).fails(7, &[good.addr(), own, hint]);
+}
+
+#[test]
+fn a_node_that_is_revoked_while_it_is_connected_is_cut_off_at_once() {
+    let site = Site::new();
+    let (coordinator, worker) = published(&site);
+    let (dir, own) = (site.path("certs"), site.identity("coordinator", "c"));
+    let dir = text(&dir);
+    let uri = "spiffe://test.example/worker/honest";
+    site.run(&["certs", "revoke", uri, "--dir", dir]).ok();
+    let trust = |dir: &str| Path::new(dir).join("trust.yaml");
+    fs::copy(trust(dir), trust(&own)).expect("copied");
+    coordinator.signal(Signal::HUP);
+    coordinator.says(&["WARN", "no longer trusted", "the certificate is revoked"]);
+    let hop = format!("tried coordinator {}: ", coordinator.addr());
+    for _ in 0..2 {
+        let end = get(&site, &worker, "daily", &[]);
+        end.fails(7, &["no proof", &hop, "revoked"]);
+    }
+    let held = get(&site, &worker, "daily", &["--at", "1"]);
+    assert_eq!(held.ok(), body(), "what it holds is its own");
+}
+
+#[test]
+fn one_refusal_among_other_failures_is_no_matter_of_trust_alone() {
+    let site = Site::new();
+    let worker = {
+        let (coordinator, worker) = published(&site);
+        coordinator.stop();
+        worker
+    };
+    let silent = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let silent = silent.local_addr().expect("bound").to_string();
+    // A worker where a coordinator is expected.
+    let victim = site.worker_of("v", worker.addr(), &["--coordinator", &silent]);
+    let wrong = "but a coordinator was expected";
+    get(&site, &victim, "daily", &[]).fails(4, &["no proof", wrong, &silent]);
+    let reader = site.identity("reader", "r");
+    let coordinators = ["--coordinator", worker.addr(), "--coordinator", &silent];
+    for what in [&["ls"][..], &["get", "daily"]] {
+        let once = [what, &coordinators, &["--certs", &reader]].concat();
+        site.run(&once).fails(4, &[wrong, &silent]);
+    }
 }
 
 #[test]
