@@ -235,28 +235,25 @@ impl Engine {
     }
 
     /// The coordinator's addresses, the one that answered last first.
-    pub(super) fn coordinator_links(&self) -> Vec<&Link> {
+    pub(super) fn coordinator_links(&self) -> Vec<&CoordinatorLink> {
         let sources = self.machine().sources(clock::now());
-        let mut links: Vec<_> = self
-            .coordinators
-            .iter()
-            .map(CoordinatorLink::link)
-            .zip(sources)
-            .collect();
+        let mut links: Vec<_> = self.coordinators.iter().zip(sources).collect();
         links.sort_by_key(|(_, source)| !source.preferred);
         links.into_iter().map(|(link, _)| link).collect()
     }
 
     /// Whether these hops failed for certificates or trust alone.
     pub(super) fn only_untrusted(&self, hops: &[HopFailure]) -> bool {
-        let named = |link: &Link, addr: &str| link.addr() == addr && link.is_untrusted();
         let untrusted = |failure: &HopFailure| match &failure.hop {
             Hop::Disk => false,
             Hop::Coordinator(addr) => {
-                let mut links = self.coordinators.iter().map(CoordinatorLink::link);
-                links.any(|link| named(link, addr))
+                let mut links = self.coordinators.iter();
+                links.any(|link| link.link().addr() == addr && link.is_untrusted())
             }
-            Hop::Peer(addr) => self.peers.iter().any(|link| named(link, addr)),
+            Hop::Peer(addr) => {
+                let mut links = self.peers.iter();
+                links.any(|link| link.addr() == addr && link.is_untrusted())
+            }
         };
         !hops.is_empty() && hops.iter().all(untrusted)
     }

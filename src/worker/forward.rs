@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::call::{CoordinatorLink, Trouble};
 use super::engine::Engine;
 use crate::answer::{Failure, Hop, HopFailure};
-use crate::net::{Link, LinkError, Patience};
+use crate::net::{LinkError, Patience};
 use crate::proto::code::Code;
 use crate::proto::wire::{Request, Response};
 
@@ -27,25 +28,28 @@ pub(super) async fn to_coordinator(
         Request::Publish(publish) => publish.key.is_some(),
         _ => true,
     };
+    let identity = engine.endpoint().identity().current();
+    let pinned = identity.trust().head_keys();
     for link in engine.coordinator_links() {
-        let mut answer = ask(link, request, body.clone()).await;
-        if let Err(LinkError::Lost(_)) = answer
+        let ask = || link.ask(request, body.clone(), patience(request), pinned);
+        let mut answer = ask().await;
+        if let Err(Trouble::Link(LinkError::Lost(_))) = answer
             && repeatable
         {
             // It has restarted: a new connection may do.
-            answer = ask(link, request, body.clone()).await;
+            answer = ask().await;
         }
         match answer {
             Ok(response) => return Ok(response),
-            Err(LinkError::Refused(refusal))
+            Err(Trouble::Link(LinkError::Refused(refusal)))
                 if !matches!(refusal.code, Code::NoCatalog | Code::Draining) =>
             {
                 return Err(refusal.into());
             }
-            Err(error) => {
-                let stop = !repeatable && !matches!(error, LinkError::Dial { .. });
-                tried.add(link, &error);
-                if stop {
+            Err(trouble) => {
+                let dialled = !matches!(trouble, Trouble::Link(LinkError::Dial { .. }));
+                tried.add(link, &trouble);
+                if dialled && !repeatable {
                     return Err(tried.failure("whether it happened is not known"));
                 }
             }
@@ -54,7 +58,7 @@ pub(super) async fn to_coordinator(
     Err(tried.failure("no coordinator answered"))
 }
 
-async fn ask(link: &Link, request: &Request, body: Bytes) -> Result<Response, LinkError> {
+fn patience(request: &Request) -> Patience {
     let mut patience = Patience {
         dial_now: true,
         ..Patience::coordinator()
@@ -62,7 +66,7 @@ async fn ask(link: &Link, request: &Request, body: Bytes) -> Result<Response, Li
     if let Request::Publish(_) = request {
         patience.first_byte = PUBLISH_PATIENCE;
     }
-    link.call(request, body, patience).await?.next().await
+    patience
 }
 
 /// The addresses that did not answer.
@@ -73,14 +77,11 @@ struct Tried {
 }
 
 impl Tried {
-    fn add(&mut self, link: &Link, error: &LinkError) {
-        let reason = match error.hint() {
-            Some(hint) => format!("{error} ({hint})"),
-            None => error.to_string(),
-        };
-        let hop = Hop::Coordinator(link.addr().to_owned());
+    fn add(&mut self, link: &CoordinatorLink, trouble: &Trouble) {
+        let hop = Hop::Coordinator(link.link().addr().to_owned());
+        let reason = trouble.reason();
         self.hops.push(HopFailure { hop, reason });
-        self.untrusted += usize::from(error.is_untrusted());
+        self.untrusted += usize::from(trouble.is_untrusted());
     }
 
     fn failure(self, message: &str) -> Failure {

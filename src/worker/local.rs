@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::Node;
+use super::call::CoordinatorLink;
 use super::forward::{confused, to_coordinator};
 use crate::answer::{Answer, Failure, Query};
 use crate::api::{Api, Reply};
@@ -27,6 +28,7 @@ impl Node {
         let links = engine.coordinator_links();
         let up = links
             .into_iter()
+            .map(CoordinatorLink::link)
             .chain(engine.peer_links())
             .filter_map(|link| {
                 let rtt = link.rtt()?;

@@ -380,6 +380,7 @@ fn a_coordinator_that_makes_no_sense_proves_nothing() {
 fn a_coordinator_is_believed_only_with_a_head_that_a_pinned_key_signed() {
     let site = Site::new();
     let certs = site.identity("coordinator", "c");
+    let reader = site.identity("reader", "r");
     let stranger = sign(&HeadKey::from_bytes([9; 32]));
     let (good, len) = (head(&certs), body().len());
     for (what, head, believed) in [
@@ -393,7 +394,12 @@ fn a_coordinator_is_believed_only_with_a_head_that_a_pinned_key_signed() {
         let end = get(&site, &worker, "daily", &[]);
         match believed {
             true => assert_eq!(end.ok(), body()),
-            false => end.fails(4, &["no proof", node.addr(), "head"]),
+            false => end.fails(7, &["no proof", node.addr(), "head"]),
+        }
+        let once = ["ls", "--coordinator", node.addr(), "--certs", &reader];
+        match believed {
+            true => site.run(&once).fails(1, &["another question"]),
+            false => site.run(&once).fails(7, &[node.addr(), "head"]),
         }
     }
 }
