@@ -3,6 +3,7 @@
 mod bad_input;
 mod crash;
 mod full_disk;
+mod frames;
 mod hostile;
 mod in_process;
 mod main_job;
