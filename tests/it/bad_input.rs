@@ -282,6 +282,50 @@ fn a_worker_does_not_move_to_another_catalog_by_itself() {
 }
 
 #[test]
+fn a_coordinator_whose_store_went_back_is_not_believed_until_a_new_epoch() {
+    let site = Site::new();
+    let daily = site.write("daily.yaml", DAILY);
+    let (store, older) = (site.path("c"), site.path("older"));
+    let coordinator = site.coordinator("c");
+    publish(&site, &coordinator, &[&daily]).ok();
+    let addr = coordinator.addr().to_owned();
+    coordinator.stop();
+    copy(&store, &older);
+
+    let certs = site.identity("coordinator", "c");
+    let args = ["coordinator", "--certs", &certs, "--listen", &addr];
+    let start = |more: &[&str]| site.start(&[&args, more].concat(), "c").expect("it starts");
+    let coordinator = start(&[]);
+    publish(&site, &coordinator, &[&daily, "--name", "again"]).ok();
+    let worker = site.worker("w", &coordinator, &[]);
+    let get = || site.run(&["get", "daily", "--socket", worker.socket()]);
+    get().ok();
+    coordinator.stop();
+    fs::remove_dir_all(&store).expect("removed");
+    fs::rename(&older, &store).expect("renamed");
+
+    let coordinator = start(&[]);
+    get().fails(4, &["went back to revision 1 after 2", "--new-epoch"]);
+    coordinator.stop();
+    let coordinator = start(&["--new-epoch"]);
+    publish(&site, &coordinator, &[&daily, "--name", "once-more"]).ok();
+    assert_eq!(get().ok(), DAILY);
+}
+
+/// Copies a directory as a snapshot of a file system would.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("made");
+    for entry in fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        match from.is_dir() {
+            true => copy(&from, &to),
+            false => drop(fs::copy(&from, &to).expect("copied")),
+        }
+    }
+}
+
+#[test]
 fn a_silent_coordinator_ends_a_read_within_its_deadline() {
     let site = Site::new();
     let coordinator = site.coordinator("c");

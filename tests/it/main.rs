@@ -9,3 +9,4 @@ mod in_process;
 mod main_job;
 mod peers;
 mod site;
+mod trust;
