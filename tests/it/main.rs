@@ -2,8 +2,8 @@
 
 mod bad_input;
 mod crash;
-mod full_disk;
 mod frames;
+mod full_disk;
 mod hostile;
 mod in_process;
 mod main_job;
