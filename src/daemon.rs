@@ -17,6 +17,7 @@ use crate::spec::SyntaxError;
 use crate::store::cache::CacheError;
 use crate::store::journal::JournalError;
 use crate::store::lock::LockError;
+use crate::store::mark::MarkError;
 use crate::store::meta::MetaError;
 use crate::store::vault::VaultError;
 use crate::trust::{self, Identity, IdentityError, IdentityOptions};
@@ -121,6 +122,7 @@ impl RunError {
             Self::Vault(VaultError::View(error)) | Self::Cache(CacheError::Store(error)) => {
                 Some(meta_hint(error).to_owned())
             }
+            Self::Cache(CacheError::Mark(error)) => Some(mark_hint(error).to_owned()),
             Self::Replay(_) => Some(RESTORE.to_owned()),
             Self::Disk(_) => Some("check the disk and its free space".into()),
             Self::Thread(_) => None,
@@ -161,6 +163,18 @@ fn journal_hint(error: &JournalError) -> &'static str {
         JournalError::Io { .. } => "check the disk and that this user may write there",
         JournalError::Damaged { .. } | JournalError::Gone => RESTORE,
         JournalError::NewerFormat { .. } | JournalError::Unknown { .. } => {
+            "start the version of Larder that wrote it, or a newer one"
+        }
+    }
+}
+
+fn mark_hint(error: &MarkError) -> &'static str {
+    match error {
+        MarkError::Io { .. } => "check the disk and that this user may write there",
+        MarkError::Damaged | MarkError::Gone => {
+            "if the coordinator was not set back, remove the worker's store: it starts empty and believes what the coordinator says now"
+        }
+        MarkError::NewerFormat { .. } => {
             "start the version of Larder that wrote it, or a newer one"
         }
     }

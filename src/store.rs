@@ -44,6 +44,7 @@ pub mod disk;
 pub mod file;
 pub mod journal;
 pub mod lock;
+pub mod mark;
 pub mod memory;
 pub mod meta;
 mod recency;

@@ -112,7 +112,7 @@ pub(super) fn put(batch: &mut Batch, spec: &Spec) {
         .remove(Tree::Quarantine, hash.as_bytes());
 }
 
-/// Moves a blob out, and the oldest entry with it when there are too many.
+/// Moves a blob out, or notes it where a damaged page does not let it go; and the oldest entry with it when there are too many.
 pub(super) fn quarantine(
     store: &dyn Store,
     hash: SpecHash,
@@ -121,9 +121,7 @@ pub(super) fn quarantine(
     let mut w = Writer::new();
     w.u64(unix_ms()).text(reason);
     let mut batch = Batch::new();
-    batch
-        .remove(Tree::Blobs, hash.as_bytes())
-        .put(Tree::Quarantine, hash.as_bytes(), w.finish());
+    batch.put(Tree::Quarantine, hash.as_bytes(), w.finish());
     let known = store.scan(Tree::Quarantine, &[], MAX_QUARANTINE)?;
     if known.len() >= MAX_QUARANTINE {
         // The time stands first in the value.
@@ -132,7 +130,12 @@ pub(super) fn quarantine(
             batch.remove(Tree::Quarantine, key);
         }
     }
-    store.apply(&batch)
+    let note = batch.clone();
+    batch.remove(Tree::Blobs, hash.as_bytes());
+    match store.apply(&batch) {
+        Err(error @ StoreError::Damaged(_)) => store.apply(&note).and(Err(error)),
+        applied => applied,
+    }
 }
 
 fn decode(key: &Bytes, value: &Bytes) -> Result<Quarantined, DecodeError> {

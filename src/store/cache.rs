@@ -1,33 +1,41 @@
 //! What a worker keeps: blobs within a budget, and what it knows about names.
 //!
-//! All of it can be had again from the cluster, so a damaged store is set aside and a new one
-//! started. Calls block; any thread may make them.
+//! What is in sled can be had again from the cluster. So damage costs a fetch: a store that does
+//! not open is set aside and a new one started, and one whose pages turn out to be damaged later
+//! is rebuilt from what can still be read, by the change that met the damage or by the next
+//! [`mend`](WorkerStore::mend). The high-water mark cannot be had again and stands beside sled.
+//! Calls block; any thread may make them.
 //!
 //! | name | what it is |
 //! | --- | --- |
 //! | `lock` | held by the process that owns the store |
+//! | `mark` | the [`mark`](super::mark), which outlives a damaged sled |
 //! | `cache/` | sled |
-//! | `cache.new/`, `cache.old/` | a compaction; what a crash left of it is sorted out at start |
+//! | `cache.new/`, `cache.old/` | a copy in progress; what a crash left of it is sorted out at start |
 //! | `cache.corrupt-<seconds since 1970>/` | a damaged store, kept for a look |
 
 mod compaction;
 mod held;
+mod mend;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 
 pub use self::compaction::Compacted;
 pub use self::held::Held;
-use crate::catalog::{CatalogId, Revision};
+use self::mend::Mending;
+use crate::catalog::Revision;
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::identity::Role;
-use crate::proto::limit::MAX_HELD;
 use crate::spec::{Spec, SpecHash, SpecName};
 use crate::store::blobs::{self, Loaded, Quarantined};
+use crate::store::disk::{SledStore, io_error};
+use crate::store::file::RealDisk;
 use crate::store::lock::{LockError, StoreLock};
+use crate::store::mark::{HighWater, MarkError, MarkFile};
 use crate::store::memory::MemoryStore;
-use crate::store::meta::{HighWater, Meta, MetaError};
+use crate::store::meta::{Meta, MetaError};
 use crate::store::recency::Recency;
 use crate::store::{Batch, MAX_BATCH, Store, StoreError, Tree, aside, journal, vault, visit};
 
@@ -40,6 +48,9 @@ pub const DEFAULT_BUDGET_BYTES: u64 = 1 << 30;
 /// Name of sled's directory within the store's.
 pub(super) const CACHE: &str = "cache";
 
+/// Bytes that the disk may hold beyond three times the live ones, by default.
+pub const DEFAULT_SLACK_BYTES: u64 = 64 << 20;
+
 /// Uses that are remembered before they are written: reads should not cost a write each. After
 /// a crash as many blobs may look less recently used than they are.
 const TOUCH_BATCH: usize = 256;
@@ -51,8 +62,10 @@ const PAGE: usize = 1_024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// Bytes of blobs to keep at most; [`DEFAULT_BUDGET_BYTES`]. The disk may hold up to three
-    /// times as much and 64 MiB until a compaction.
+    /// times as much, and the slack, until a compaction.
     pub budget_bytes: u64,
+    /// What the disk may hold on top; [`DEFAULT_SLACK_BYTES`]. Less means more copying.
+    pub slack_bytes: u64,
     /// Memory that sled may use; [`DEFAULT_CACHE_BYTES`].
     pub cache_bytes: u64,
 }
@@ -61,6 +74,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             budget_bytes: DEFAULT_BUDGET_BYTES,
+            slack_bytes: DEFAULT_SLACK_BYTES,
             cache_bytes: DEFAULT_CACHE_BYTES,
         }
     }
@@ -75,6 +89,9 @@ pub struct WorkerStore {
     writer: Mutex<()>,
     /// Taken last and never while waiting for another.
     usage: Mutex<Usage>,
+    /// The same.
+    mark: Mutex<Mark>,
+    mending: Mending,
     budget_bytes: u64,
     home: Option<Home>,
 }
@@ -83,8 +100,15 @@ pub struct WorkerStore {
 #[derive(Debug)]
 struct Home {
     dir: PathBuf,
-    cache_bytes: u64,
+    options: Options,
     _lock: StoreLock,
+}
+
+/// Where the high-water mark is.
+#[derive(Debug)]
+enum Mark {
+    Memory(Option<HighWater>),
+    Disk(MarkFile<RealDisk>),
 }
 
 /// What is there and when it was used.
@@ -117,6 +141,9 @@ pub enum CacheError {
     /// The store in it cannot be used, and it is not damage that setting it aside would cure.
     #[error("the store of this worker does not open")]
     Store(#[from] MetaError),
+    /// What must outlive the rest of the store is not there, so the rest is not used.
+    #[error(transparent)]
+    Mark(#[from] MarkError),
 }
 
 impl WorkerStore {
@@ -128,20 +155,8 @@ impl WorkerStore {
         let foreign: &[&str] = &[journal::FILE, vault::VIEW];
         let lock = StoreLock::acquire(dir, Role::Worker, (Role::Coordinator, foreign))?;
         compaction::finish(dir).map_err(MetaError::from)?;
-        let cache_bytes = options.cache_bytes;
-        let open = || aside::open(dir, CACHE, Role::Worker, cache_bytes);
-        let (mut store, mut set_aside) = open()?;
-        let usage = match Usage::read(&store) {
-            Err(error @ StoreError::Damaged(_)) => {
-                // Its files must be closed before their directory gets another name.
-                drop(store);
-                set_aside =
-                    Some(aside::set_aside(dir, CACHE, &error.into()).map_err(MetaError::from)?);
-                store = open()?.0;
-                Usage::default()
-            }
-            usage => usage.map_err(MetaError::from)?,
-        };
+        let mark = open_mark(dir)?;
+        let (store, usage, set_aside) = open_cache(dir, options.cache_bytes, mark.get())?;
         let opened = OpenedCache {
             set_aside,
             blobs: usage.blobs.len(),
@@ -149,26 +164,31 @@ impl WorkerStore {
         };
         let home = Home {
             dir: dir.to_owned(),
-            cache_bytes,
+            options,
             _lock: lock,
         };
-        let store = Self::of(Box::new(store), usage, options.budget_bytes, Some(home));
+        let store = Self {
+            store: RwLock::new(Box::new(store)),
+            writer: Mutex::default(),
+            usage: Mutex::new(usage),
+            mark: Mutex::new(Mark::Disk(mark)),
+            mending: Mending::default(),
+            budget_bytes: options.budget_bytes,
+            home: Some(home),
+        };
         Ok((store, opened))
     }
 
     /// A store that keeps up to `budget_bytes` of blobs in memory and nothing on disk.
     pub fn in_memory(budget_bytes: u64) -> Self {
-        let store = Box::new(MemoryStore::new());
-        Self::of(store, Usage::default(), budget_bytes, None)
-    }
-
-    fn of(store: Box<dyn Store>, usage: Usage, budget_bytes: u64, home: Option<Home>) -> Self {
         Self {
-            store: RwLock::new(store),
+            store: RwLock::new(Box::new(MemoryStore::new())),
             writer: Mutex::default(),
-            usage: Mutex::new(usage),
+            usage: Mutex::default(),
+            mark: Mutex::new(Mark::Memory(None)),
+            mending: Mending::default(),
             budget_bytes,
-            home,
+            home: None,
         }
     }
 
@@ -180,7 +200,7 @@ impl WorkerStore {
         let loaded = blobs::load(&**self.store(), hash, len)?;
         match &loaded {
             Loaded::Found(_) => self.touch(hash),
-            // A damaged page may refuse the removal too; the bytes are not served either way.
+            // A damaged page refuses the removal too; the bytes are not served either way.
             Loaded::Damaged => {
                 if let Err(error) = self.forget(hash) {
                     tracing::warn!(hash = %hash.short(), %error, "a damaged blob cannot be removed");
@@ -211,9 +231,12 @@ impl WorkerStore {
         if spec.len() > self.budget_bytes {
             return Ok(false);
         }
-        let _writer = self.writer();
-        let store = self.store();
-        self.make_room(&**store, spec)?;
+        self.change(|store| self.save_in(store, spec))?;
+        Ok(true)
+    }
+
+    fn save_in(&self, store: &dyn Store, spec: &Spec) -> Result<(), StoreError> {
+        self.make_room(store, spec)?;
         let mut usage = self.usage();
         let old = usage.blobs.remove(&spec.hash());
         usage.live_bytes = usage.live_bytes.saturating_sub(old.unwrap_or(0));
@@ -224,11 +247,9 @@ impl WorkerStore {
         let mut batch = Batch::new();
         blobs::put(&mut batch, spec);
         put_used(&mut batch, spec.hash(), at, spec.len());
-        if let Err(error) = store.apply(&batch) {
+        store.apply(&batch).inspect_err(|_| {
             self.usage().remove(spec.hash());
-            return Err(error);
-        }
-        Ok(true)
+        })
     }
 
     /// Counts a blob as used now.
@@ -241,9 +262,9 @@ impl WorkerStore {
         let full = usage.touched.len() >= TOUCH_BATCH;
         drop(usage);
         // Someone who writes now lets a later use write these: a read never waits for them.
-        if full && let Ok(_writer) = self.writer.try_lock() {
+        if full && let Some(_writer) = self.try_writer() {
             let written = self.write_touched(&**self.store());
-            if let Err(error) = written {
+            if let Err(error) = self.noted(written) {
                 tracing::warn!(%error, "the last uses of blobs cannot be written");
             }
         }
@@ -254,100 +275,35 @@ impl WorkerStore {
     /// # Errors
     /// [`StoreError`].
     pub fn quarantined(&self) -> Result<Vec<Quarantined>, StoreError> {
-        blobs::quarantined(&**self.store())
+        self.noted(blobs::quarantined(&**self.store()))
     }
 
-    /// Remembers what a name was at a revision. When there are too many, what was remembered
-    /// longest ago goes.
+    /// The newest state of a coordinator that was believed.
+    pub fn high_water(&self) -> Option<HighWater> {
+        self.mark().get()
+    }
+
+    /// Sets the newest state that was believed, unless that would go back. It survives the end of
+    /// the process at once, and a power cut after the next [`flush`](Self::flush).
+    ///
+    /// A new epoch or catalog first forgets what names were in the old one.
     ///
     /// # Errors
-    /// [`StoreError`]; nothing changed then.
-    pub fn hold(&self, held: &Held) -> Result<(), StoreError> {
-        let _writer = self.writer();
-        let mut batch = Batch::new();
-        held.put(&mut batch);
-        let key = held.key();
-        let evicted = {
-            let usage = self.usage();
-            let is_new = usage.held.get(&key).is_none();
-            let full = is_new && usage.held.len() >= MAX_HELD;
-            let oldest = usage.held.oldest_first().next();
-            oldest.filter(|_| full).map(|(key, ())| key.clone())
+    /// [`StoreError`]; the next flush tries again.
+    pub fn raise_high_water(&self, mark: HighWater) -> Result<(), StoreError> {
+        let life = (mark.catalog, mark.epoch);
+        let begins = match self.high_water() {
+            None => true,
+            Some(known) => known.catalog != mark.catalog || known.epoch < mark.epoch,
         };
-        if let Some((name, rev)) = &evicted {
-            batch.remove(Tree::Held, held::encode_key(name, *rev));
-        }
-        self.store().apply(&batch)?;
-        let mut usage = self.usage();
-        if let Some(key) = &evicted {
-            usage.held.remove(key);
-        }
-        usage.held.insert(key, ());
-        Ok(())
-    }
-
-    /// Everything that is remembered about names, in order of name and revision.
-    ///
-    /// # Errors
-    /// [`StoreError`]; a line that cannot be decoded is left out, since it can be asked again.
-    pub fn held_all(&self) -> Result<Vec<Held>, StoreError> {
-        held::read_all(&**self.store())
-    }
-
-    /// Forgets everything that is remembered about names: it belongs to an epoch that is over.
-    ///
-    /// # Errors
-    /// [`StoreError`]; some of it may be forgotten then.
-    pub fn forget_held(&self) -> Result<(), StoreError> {
-        let _writer = self.writer();
-        let store = self.store();
-        loop {
-            let lines = store.scan(Tree::Held, &[], MAX_BATCH)?;
-            if lines.is_empty() {
-                break;
-            }
-            let mut batch = Batch::new();
-            for (key, _) in &lines {
-                batch.remove(Tree::Held, key);
-            }
-            store.apply(&batch)?;
-        }
-        self.usage().held = Recency::default();
-        Ok(())
-    }
-
-    /// Whose catalog this store follows.
-    ///
-    /// # Errors
-    /// [`MetaError`].
-    pub fn catalog(&self) -> Result<Option<CatalogId>, MetaError> {
-        Meta::of(&**self.store()).catalog()
-    }
-
-    /// Sets whose catalog this store follows.
-    ///
-    /// # Errors
-    /// [`StoreError`]; nothing changed then.
-    pub fn set_catalog(&self, id: CatalogId) -> Result<(), StoreError> {
-        let _writer = self.writer();
-        Meta::of(&**self.store()).set_catalog(id)
-    }
-
-    /// The newest head that was believed.
-    ///
-    /// # Errors
-    /// [`MetaError`].
-    pub fn high_water(&self) -> Result<Option<HighWater>, MetaError> {
-        Meta::of(&**self.store()).high_water()
-    }
-
-    /// Sets the newest head that was believed.
-    ///
-    /// # Errors
-    /// [`StoreError`]; nothing changed then.
-    pub fn set_high_water(&self, mark: HighWater) -> Result<(), StoreError> {
-        let _writer = self.writer();
-        Meta::of(&**self.store()).set_high_water(mark)
+        // The mark goes first in importance: lines that stay are dropped by the next start.
+        let begun = if begins {
+            self.begin_life(life)
+        } else {
+            Ok(())
+        };
+        self.mark().raise(mark).map_err(io_error)?;
+        begun
     }
 
     /// The key for stateless resets of this node; `fresh` random bytes become it the first time.
@@ -359,15 +315,17 @@ impl WorkerStore {
         Meta::of(&**self.store()).reset_key(fresh)
     }
 
-    /// Makes everything so far survive the end of the process.
+    /// Makes everything so far survive the end of the process, and the mark a power cut.
     ///
     /// # Errors
     /// [`StoreError`] when the disk fails.
     pub fn flush(&self) -> Result<(), StoreError> {
-        let _writer = self.writer();
-        let store = self.store();
-        self.write_touched(&**store)?;
-        store.flush()
+        let marked = self.mark().sync().map_err(io_error);
+        self.change(|store| {
+            self.write_touched(store)?;
+            store.flush()
+        })?;
+        marked
     }
 
     /// Makes everything so far survive a power cut.
@@ -375,10 +333,12 @@ impl WorkerStore {
     /// # Errors
     /// [`StoreError`] when the disk fails.
     pub fn sync(&self) -> Result<(), StoreError> {
-        let _writer = self.writer();
-        let store = self.store();
-        self.write_touched(&**store)?;
-        store.sync()
+        let marked = self.mark().sync().map_err(io_error);
+        self.change(|store| {
+            self.write_touched(store)?;
+            store.sync()
+        })?;
+        marked
     }
 
     /// Bytes of the blobs that are kept.
@@ -412,17 +372,21 @@ impl WorkerStore {
         Ok(())
     }
 
+    /// Forgets a blob that a reader did not find as it should be. Readers wait for nobody: while
+    /// someone writes nothing is done, and the next reader tries again.
     fn forget(&self, hash: SpecHash) -> Result<(), StoreError> {
-        let _writer = self.writer();
+        let Some(_writer) = self.try_writer() else {
+            return Ok(());
+        };
         let store = self.store();
-        if blobs::contains(&**store, hash)? {
+        if self.noted(blobs::contains(&**store, hash))? {
             // Someone saved it since it was found missing.
             return Ok(());
         }
         self.usage().remove(hash);
         let mut batch = Batch::new();
         remove_blob(&mut batch, hash);
-        store.apply(&batch)
+        self.noted(store.apply(&batch))
     }
 
     fn write_touched(&self, store: &dyn Store) -> Result<(), StoreError> {
@@ -449,8 +413,82 @@ impl WorkerStore {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The same, unless someone has it.
+    fn try_writer(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.writer.try_lock() {
+            Ok(writer) => Some(writer),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn mark(&self) -> MutexGuard<'_, Mark> {
+        self.mark.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn usage(&self) -> MutexGuard<'_, Usage> {
         self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Opens the mark, or makes it for a store that is new.
+fn open_mark(dir: &Path) -> Result<MarkFile<RealDisk>, MarkError> {
+    let disk = RealDisk::new(dir);
+    match MarkFile::open(&disk)? {
+        Some(mark) => Ok(mark),
+        None if dir.join(CACHE).exists() => Err(MarkError::Gone),
+        None => MarkFile::create(&disk),
+    }
+}
+
+/// Opens sled, or starts a new one if it is damaged; says where the damaged one went.
+fn open_cache(
+    dir: &Path,
+    cache_bytes: u64,
+    mark: Option<HighWater>,
+) -> Result<(SledStore, Usage, Option<PathBuf>), MetaError> {
+    let (store, set_aside) = aside::open(dir, CACHE, Role::Worker, cache_bytes)?;
+    let read = held::drop_if_old(&store, mark).and_then(|()| Ok(Usage::read(&store)?));
+    match read {
+        Err(error) if error.is_damage() => {
+            // Its files must be closed before their directory gets another name.
+            drop(store);
+            let set_aside = aside::set_aside(dir, CACHE, &error)?;
+            let (store, _) = aside::open(dir, CACHE, Role::Worker, cache_bytes)?;
+            if let Some(mark) = mark {
+                Meta::of(&store).set_held_of((mark.catalog, mark.epoch))?;
+            }
+            Ok((store, Usage::default(), Some(set_aside)))
+        }
+        read => Ok((store, read?, set_aside)),
+    }
+}
+
+impl Mark {
+    fn get(&self) -> Option<HighWater> {
+        match self {
+            Self::Memory(mark) => *mark,
+            Self::Disk(file) => file.get(),
+        }
+    }
+
+    fn raise(&mut self, new: HighWater) -> std::io::Result<()> {
+        match self {
+            Self::Memory(mark) => {
+                if mark.is_none_or(|known| new.may_replace(&known)) {
+                    *mark = Some(new);
+                }
+                Ok(())
+            }
+            Self::Disk(file) => file.raise(new),
+        }
+    }
+
+    fn sync(&mut self) -> std::io::Result<()> {
+        match self {
+            Self::Memory(_) => Ok(()),
+            Self::Disk(file) => file.sync(),
+        }
     }
 }
 

@@ -4,37 +4,35 @@
 //! | --- | --- | --- |
 //! | `format` | u32 | both |
 //! | `role` | text | both |
-//! | `catalog` | id, 16 B | both |
+//! | `catalog` | id, 16 B | coordinator |
+//! | `held-of` | catalog id 16 B, epoch u64: whose lines are in `Held` | worker |
 //! | `reset-key` | 32 random bytes, made once | worker |
-//! | `high-water` | epoch u64, revision u64, head hash 32 B | worker |
 //! | `applied` | generation u64, offset u64: how far the view has the journal | coordinator |
+//!
+//! What a worker must not lose with a damaged sled stands in a file of its own: see
+//! [`mark`](super::mark).
 
 use super::journal::Position;
 use super::{Batch, Store, StoreError, Tree};
-use crate::catalog::{CatalogId, Epoch, HeadHash, Revision};
+use crate::catalog::{CatalogId, Epoch};
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::identity::Role;
 
-/// The format of stores that this version writes and reads.
-pub const FORMAT: u32 = 1;
+/// The format of stores of `role` that this version writes and reads. The first format of workers
+/// had the high-water mark in sled; whoever reads that one would not see the mark of this one.
+pub const fn format(role: Role) -> u32 {
+    match role {
+        Role::Worker => 2,
+        _ => 1,
+    }
+}
 
 const FORMAT_KEY: &str = "format";
 const ROLE_KEY: &str = "role";
 const CATALOG_KEY: &str = "catalog";
 const RESET_KEY: &str = "reset-key";
-const HIGH_WATER_KEY: &str = "high-water";
+const HELD_OF_KEY: &str = "held-of";
 const APPLIED_KEY: &str = "applied";
-
-/// The newest head that a worker has believed; an older one is never believed again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HighWater {
-    /// Counts restores; compared first.
-    pub epoch: Epoch,
-    /// The revision.
-    pub rev: Revision,
-    /// The head of that revision.
-    pub head: HeadHash,
-}
 
 /// Why a value about the store cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -94,33 +92,30 @@ impl<'a> Meta<'a> {
     /// # Errors
     /// [`MetaError`]; the store is not changed then.
     pub fn prepare(self, role: Role) -> Result<(), MetaError> {
-        let known = FORMAT;
-        match self.get(FORMAT_KEY, |r| r.u32())? {
-            Some(FORMAT) => {}
-            Some(found) => return Err(MetaError::NewerFormat { found, known }),
-            None => return self.mark_new(role),
-        }
         let found = self.get(ROLE_KEY, |r| {
             let role = r.text()?.parse();
             role.map_err(|_| DecodeError::Value("not a role"))
         })?;
-        match found {
-            Some(found) if found != role => Err(MetaError::OtherRole {
-                found,
-                wanted: role,
-            }),
-            _ => Ok(()),
+        if let Some(found) = found.filter(|&found| found != role) {
+            let wanted = role;
+            return Err(MetaError::OtherRole { found, wanted });
+        }
+        let known = format(role);
+        match self.get(FORMAT_KEY, |r| r.u32())? {
+            Some(found) if found == known => Ok(()),
+            Some(found) => Err(MetaError::NewerFormat { found, known }),
+            None => self.mark_new(role),
         }
     }
 
     fn mark_new(self, role: Role) -> Result<(), MetaError> {
-        let mut format = Writer::new();
-        format.u32(FORMAT);
+        let mut number = Writer::new();
+        number.u32(format(role));
         let mut text = Writer::new();
         text.text(role.as_str());
         let mut batch = Batch::new();
         batch
-            .put(Tree::Meta, FORMAT_KEY, format.finish())
+            .put(Tree::Meta, FORMAT_KEY, number.finish())
             .put(Tree::Meta, ROLE_KEY, text.finish());
         Ok(self.0.apply(&batch)?)
     }
@@ -133,50 +128,47 @@ impl<'a> Meta<'a> {
         self.get(CATALOG_KEY, |r| r.array().map(CatalogId::from_bytes))
     }
 
-    /// Sets whose catalog this store follows.
-    ///
-    /// # Errors
-    /// [`StoreError`]; nothing changed then.
-    pub fn set_catalog(self, id: CatalogId) -> Result<(), StoreError> {
-        self.put(CATALOG_KEY, id.as_bytes())
-    }
-
-    /// The newest head that was believed.
-    ///
-    /// # Errors
-    /// [`MetaError`].
-    pub fn high_water(self) -> Result<Option<HighWater>, MetaError> {
-        self.get(HIGH_WATER_KEY, |r| {
-            Ok(HighWater {
-                epoch: Epoch::new(r.u64()?),
-                rev: Revision::new(r.u64()?),
-                head: HeadHash::from_bytes(r.array()?),
-            })
-        })
-    }
-
-    /// Sets the newest head that was believed.
-    ///
-    /// # Errors
-    /// [`StoreError`]; nothing changed then.
-    pub fn set_high_water(self, mark: HighWater) -> Result<(), StoreError> {
-        let mut w = Writer::new();
-        w.u64(mark.epoch.get())
-            .u64(mark.rev.get())
-            .raw(mark.head.as_bytes());
-        self.put(HIGH_WATER_KEY, &w.finish())
-    }
-
     /// The key for stateless resets of this node; `fresh` random bytes become it the first time.
     ///
     /// # Errors
     /// [`MetaError`].
     pub fn reset_key(self, fresh: [u8; 32]) -> Result<[u8; 32], MetaError> {
-        if let Some(key) = self.get(RESET_KEY, |r| r.array())? {
+        if let Some(key) = self.known_reset_key()? {
             return Ok(key);
         }
         self.put(RESET_KEY, &fresh)?;
         Ok(fresh)
+    }
+
+    /// The key for stateless resets, if there is one yet.
+    ///
+    /// # Errors
+    /// [`MetaError`].
+    pub(super) fn known_reset_key(self) -> Result<Option<[u8; 32]>, MetaError> {
+        self.get(RESET_KEY, |r| r.array())
+    }
+
+    /// Of which catalog and epoch the lines in [`Tree::Held`] are.
+    ///
+    /// # Errors
+    /// [`MetaError`].
+    pub(super) fn held_of(self) -> Result<Option<(CatalogId, Epoch)>, MetaError> {
+        self.get(HELD_OF_KEY, |r| {
+            Ok((CatalogId::from_bytes(r.array()?), Epoch::new(r.u64()?)))
+        })
+    }
+
+    /// Sets of which catalog and epoch the lines in [`Tree::Held`] are.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing changed then.
+    pub(super) fn set_held_of(
+        self,
+        (catalog, epoch): (CatalogId, Epoch),
+    ) -> Result<(), StoreError> {
+        let mut w = Writer::new();
+        w.raw(catalog.as_bytes()).u64(epoch.get());
+        self.put(HELD_OF_KEY, &w.finish())
     }
 
     /// Up to where the view has applied the journal.
@@ -246,16 +238,15 @@ mod tests {
         let meta = Meta::of(&store);
         assert_eq!(meta.catalog().expect("an answer"), None);
         let id = CatalogId::from_bytes([3; 16]);
-        meta.set_catalog(id).expect("set");
+        let mut batch = Batch::new();
+        put_catalog(&mut batch, id);
+        store.apply(&batch).expect("applied");
         assert_eq!(meta.catalog().expect("an answer"), Some(id));
 
-        let mark = HighWater {
-            epoch: Epoch::new(1),
-            rev: Revision::new(2),
-            head: HeadHash::from_bytes([4; 32]),
-        };
-        meta.set_high_water(mark).expect("set");
-        assert_eq!(meta.high_water().expect("an answer"), Some(mark));
+        let life = (id, Epoch::new(6));
+        assert_eq!(meta.held_of().expect("an answer"), None);
+        meta.set_held_of(life).expect("set");
+        assert_eq!(meta.held_of().expect("an answer"), Some(life));
 
         let position = Position {
             generation: 5,
@@ -294,12 +285,11 @@ mod tests {
             }
         ));
 
-        meta.put(FORMAT_KEY, &(FORMAT + 1).to_be_bytes())
-            .expect("set");
+        meta.put(FORMAT_KEY, &3_u32.to_be_bytes()).expect("set");
         let error = meta.prepare(Role::Worker).expect_err("a newer format");
         assert!(matches!(
             error,
-            MetaError::NewerFormat { found: 2, known: 1 }
+            MetaError::NewerFormat { found: 3, known: 2 }
         ));
         assert!(!error.is_damage(), "it must not be set aside");
     }

@@ -52,6 +52,13 @@ impl<K: Ord + Clone, V> Recency<K, V> {
         self.by_key.get(key).map(|(at, value)| (*at, value))
     }
 
+    /// Each key with the number of its last use and its value, in order of keys.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, u64, &V)> {
+        self.by_key
+            .iter()
+            .map(|(key, (at, value))| (key, *at, value))
+    }
+
     /// From the one not used for longest on.
     pub(super) fn oldest_first(&self) -> impl Iterator<Item = (&K, &V)> {
         self.by_use
@@ -83,5 +90,7 @@ mod tests {
         assert_eq!(recency.remove(&"a"), None);
         assert_eq!(recency.len(), 2);
         assert_eq!(recency.get(&"b"), Some((4, &5)));
+        let all: Vec<_> = recency.iter().collect();
+        assert_eq!(all, [(&"b", 4, &5), (&"c", 2, &1)]);
     }
 }

@@ -48,7 +48,7 @@ impl Engine {
         handle: &Handle,
     ) -> Result<Arc<Self>, RunError> {
         let disk = |error: &dyn std::error::Error| RunError::Disk(with_causes(error));
-        let mark = saver::mark(&store).map_err(|error| disk(&error))?;
+        let mark = saver::mark(&store);
         let held = saver::held(&store).map_err(|error| disk(&error))?;
         let coordinators = config.coordinators.iter();
         let peers = config.peers.iter();

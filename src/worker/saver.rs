@@ -1,15 +1,15 @@
 use std::collections::BTreeMap;
-use std::sync::mpsc::{self, SyncSender, TrySendError};
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::catalog::HeadHash;
 use crate::proto::worker::{HeldRecord, Mark};
 use crate::spec::{Spec, SpecHash};
 use crate::store::StoreError;
 use crate::store::cache::{Held, WorkerStore};
-use crate::store::meta::{HighWater, MetaError};
+use crate::store::mark::HighWater;
 
 /// Writes that may wait for the disk. A further body is not kept: it is a cache, and the reader
 /// has its answer already.
@@ -18,7 +18,8 @@ const MAX_QUEUE: usize = 1_024;
 /// Bytes of bodies that may wait for the disk; see [`MAX_QUEUE`].
 const MAX_QUEUED_BYTES: u64 = 64 << 20;
 
-/// How often what was written is flushed, so that a killed process loses little of its cache.
+/// How often what was written is flushed, so that a killed process loses little of its cache and
+/// a power cut no more than this of the mark.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
 /// Writes to the worker's store on a thread of its own, so that no reader waits for the disk.
@@ -40,6 +41,8 @@ struct Shared {
 struct Waiting {
     specs: BTreeMap<SpecHash, Spec>,
     bytes: u64,
+    /// Not in the queue: it must not be dropped when that is full, and only the newest counts.
+    mark: Option<Mark>,
 }
 
 #[derive(Debug)]
@@ -47,7 +50,19 @@ enum Job {
     Body(SpecHash),
     Hold(HeldRecord),
     ForgetHeld,
-    Remember(Mark),
+    /// There is a mark.
+    Remember,
+}
+
+/// Why the thread wakes.
+#[derive(Debug)]
+enum Wake {
+    Job(Job),
+    /// [`FLUSH_EVERY`] is over; `quiet` if nothing came in that time.
+    Tick {
+        quiet: bool,
+    },
+    Ended,
 }
 
 impl Saver {
@@ -61,7 +76,10 @@ impl Saver {
         let theirs = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("larder-store".into())
-            .spawn(move || run(&store, &theirs, &jobs))?;
+            .spawn(move || {
+                let mut clock = Clock::new(jobs);
+                run(&store, &theirs, || clock.wait());
+            })?;
         Ok(Self {
             queue: Some(queue),
             shared,
@@ -106,7 +124,9 @@ impl Saver {
 
     /// Remembers the newest state of the coordinator, soon.
     pub(super) fn remember(&self, mark: Mark) {
-        self.send(Job::Remember(mark));
+        self.shared.remember(mark);
+        // If there is no room, the jobs that are there wake the thread.
+        self.send(Job::Remember);
     }
 
     fn send(&self, job: Job) -> bool {
@@ -128,6 +148,13 @@ fn dropped() {
 impl Shared {
     fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
         self.bodies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of two marks the newer one stays, in whatever order they come.
+    fn remember(&self, mark: Mark) {
+        let mut waiting = self.lock();
+        let known = waiting.mark.filter(|known| known.catalog == mark.catalog);
+        waiting.mark = Some(known.map_or(mark, |known| known.max(mark)));
     }
 
     fn take(&self, hash: SpecHash) -> Option<Spec> {
@@ -155,37 +182,83 @@ impl Drop for Saver {
     }
 }
 
-fn run(store: &WorkerStore, shared: &Shared, jobs: &mpsc::Receiver<Job>) {
-    let mut dirty = false;
-    loop {
-        let job = match jobs.recv_timeout(FLUSH_EVERY) {
-            Ok(job) => Some(job),
-            Err(mpsc::RecvTimeoutError::Timeout) => None,
-            Err(mpsc::RecvTimeoutError::Disconnected) => break,
-        };
-        let written = match job {
-            Some(job) => {
-                dirty = true;
-                write(store, shared, job)
-            }
-            // sled never shrinks; a quiet moment after writes is the time to see whether a copy pays.
-            None if std::mem::take(&mut dirty) => {
-                store.flush().and_then(|()| store.compact().map(|_done| ()))
-            }
-            None => Ok(()),
-        };
-        if let Err(error) = written {
-            metrics::counter!("larder_store_write_errors_total").increment(1);
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "the worker's store takes no writes; answers go on, from the network"
-            );
+/// Waits for jobs, and says each [`FLUSH_EVERY`] that it is over, however many come.
+struct Clock {
+    jobs: mpsc::Receiver<Job>,
+    ticked: Instant,
+    quiet: bool,
+}
+
+impl Clock {
+    fn new(jobs: mpsc::Receiver<Job>) -> Self {
+        Self {
+            jobs,
+            ticked: Instant::now(),
+            quiet: true,
         }
     }
+
+    fn wait(&mut self) -> Wake {
+        let left = FLUSH_EVERY.saturating_sub(self.ticked.elapsed());
+        let received = match left.is_zero() {
+            true => Err(RecvTimeoutError::Timeout),
+            false => self.jobs.recv_timeout(left),
+        };
+        match received {
+            Ok(job) => {
+                self.quiet = false;
+                Wake::Job(job)
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                self.ticked = Instant::now();
+                let quiet = std::mem::replace(&mut self.quiet, true);
+                Wake::Tick { quiet }
+            }
+            Err(RecvTimeoutError::Disconnected) => Wake::Ended,
+        }
+    }
+}
+
+fn run(store: &WorkerStore, shared: &Shared, mut wait: impl FnMut() -> Wake) {
+    // Written since the last flush, and since the last look at the size of the disk.
+    let (mut dirty, mut grown) = (false, false);
+    loop {
+        match wait() {
+            Wake::Job(job) => {
+                (dirty, grown) = (true, true);
+                note(write(store, shared, job));
+            }
+            Wake::Tick { quiet } => {
+                note(store.mend().map(drop));
+                if dirty {
+                    let flushed = store.flush();
+                    dirty = flushed.is_err();
+                    note(flushed);
+                }
+                // sled never shrinks; a quiet moment is the time to see whether a copy pays.
+                if quiet && std::mem::take(&mut grown) {
+                    note(store.compact().map(drop));
+                }
+            }
+            Wake::Ended => break,
+        }
+        note(write_mark(store, shared));
+    }
+    note(write_mark(store, shared));
     if let Err(error) = store.sync() {
         tracing::warn!(
             error = &error as &dyn std::error::Error,
             "the store was not flushed"
+        );
+    }
+}
+
+fn note(written: Result<(), StoreError>) {
+    if let Err(error) = written {
+        metrics::counter!("larder_store_write_errors_total").increment(1);
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "the worker's store takes no writes; answers go on, from the network"
         );
     }
 }
@@ -209,32 +282,33 @@ fn write(store: &WorkerStore, shared: &Shared, job: Job) -> Result<(), StoreErro
             seen_at: seen,
         }),
         Job::ForgetHeld => store.forget_held(),
-        Job::Remember(Mark {
-            catalog,
-            epoch,
-            rev,
-        }) => {
-            store.set_catalog(catalog)?;
-            // Truth comes from the coordinator's own answers here, not from a head.
-            let head = HeadHash::NONE;
-            store.set_high_water(HighWater { epoch, rev, head })
-        }
+        // The mark is written after each job.
+        Job::Remember => Ok(()),
     }
 }
 
-/// The newest state of the coordinator that an earlier process saw.
-///
-/// # Errors
-/// [`MetaError`] when the store fails.
-pub(super) fn mark(store: &WorkerStore) -> Result<Option<Mark>, MetaError> {
-    let (Some(catalog), Some(high)) = (store.catalog()?, store.high_water()?) else {
-        return Ok(None);
+fn write_mark(store: &WorkerStore, shared: &Shared) -> Result<(), StoreError> {
+    let Some(mark) = shared.lock().mark.take() else {
+        return Ok(());
     };
-    Ok(Some(Mark {
-        catalog,
+    // If that fails, the store has it in memory and tries again with the next flush.
+    store.raise_high_water(HighWater {
+        catalog: mark.catalog,
+        epoch: mark.epoch,
+        rev: mark.rev,
+        // Truth comes from the coordinator's own answers here, not from a head.
+        head: HeadHash::NONE,
+    })
+}
+
+/// The newest state of the coordinator that an earlier process saw.
+pub(super) fn mark(store: &WorkerStore) -> Option<Mark> {
+    let high = store.high_water()?;
+    Some(Mark {
+        catalog: high.catalog,
         epoch: high.epoch,
         rev: high.rev,
-    }))
+    })
 }
 
 /// What an earlier process knew about names.
@@ -251,3 +325,6 @@ pub(super) fn held(store: &WorkerStore) -> Result<crate::proto::worker::Held, St
         })
         .collect())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,14 @@
 use bytes::Bytes;
 
-use crate::catalog::{Content, Revision, Version};
+use super::WorkerStore;
+use crate::catalog::{CatalogId, Content, Epoch, Revision, Version};
 use crate::codec::{DecodeError, Reader, Writer};
+use crate::proto::limit::MAX_HELD;
 use crate::spec::SpecName;
-use crate::store::{Batch, Store, StoreError, Tree, visit};
+use crate::store::mark::HighWater;
+use crate::store::meta::{Meta, MetaError};
+use crate::store::recency::Recency;
+use crate::store::{Batch, MAX_BATCH, Store, StoreError, Tree, visit};
 
 /// Lines read at a time.
 const PAGE: usize = 1_024;
@@ -32,7 +37,7 @@ impl Held {
         batch.put(Tree::Held, key, w.finish());
     }
 
-    fn decode(key: &Bytes, value: &Bytes) -> Result<Self, DecodeError> {
+    pub(super) fn decode(key: &Bytes, value: &Bytes) -> Result<Self, DecodeError> {
         let (name, rev) = decode_key(key)?;
         let mut r = Reader::new(value);
         let seen_at = Revision::new(r.u64()?);
@@ -44,6 +49,98 @@ impl Held {
             seen_at,
         })
     }
+}
+
+impl WorkerStore {
+    /// Remembers what a name was at a revision. When there are too many, what was remembered
+    /// longest ago goes.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing changed then.
+    pub fn hold(&self, held: &Held) -> Result<(), StoreError> {
+        self.change(|store| self.hold_in(store, held))
+    }
+
+    fn hold_in(&self, store: &dyn Store, held: &Held) -> Result<(), StoreError> {
+        let mut batch = Batch::new();
+        held.put(&mut batch);
+        let key = held.key();
+        let evicted = {
+            let usage = self.usage();
+            let is_new = usage.held.get(&key).is_none();
+            let full = is_new && usage.held.len() >= MAX_HELD;
+            let oldest = usage.held.oldest_first().next();
+            oldest.filter(|_| full).map(|(key, ())| key.clone())
+        };
+        if let Some((name, rev)) = &evicted {
+            batch.remove(Tree::Held, encode_key(name, *rev));
+        }
+        store.apply(&batch)?;
+        let mut usage = self.usage();
+        if let Some(key) = &evicted {
+            usage.held.remove(key);
+        }
+        usage.held.insert(key, ());
+        Ok(())
+    }
+
+    /// Everything that is remembered about names, in order of name and revision.
+    ///
+    /// # Errors
+    /// [`StoreError`]; a line that cannot be decoded is left out, since it can be asked again.
+    pub fn held_all(&self) -> Result<Vec<Held>, StoreError> {
+        self.noted(read_all(&**self.store()))
+    }
+
+    /// Forgets everything that is remembered about names: it belongs to an epoch that is over.
+    ///
+    /// # Errors
+    /// [`StoreError`]; some of it may be forgotten then.
+    pub fn forget_held(&self) -> Result<(), StoreError> {
+        self.change(|store| {
+            forget_all(store)?;
+            self.usage().held = Recency::default();
+            Ok(())
+        })
+    }
+
+    /// The same, and says of whom the next lines are.
+    pub(super) fn begin_life(&self, life: (CatalogId, Epoch)) -> Result<(), StoreError> {
+        self.change(|store| {
+            forget_all(store)?;
+            self.usage().held = Recency::default();
+            Meta::of(store).set_held_of(life)
+        })
+    }
+}
+
+fn forget_all(store: &dyn Store) -> Result<(), StoreError> {
+    loop {
+        let lines = store.scan(Tree::Held, &[], MAX_BATCH)?;
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        for (key, _) in &lines {
+            batch.remove(Tree::Held, key);
+        }
+        store.apply(&batch)?;
+    }
+}
+
+/// Forgets all lines of a store that are of another life than the mark: the process may have
+/// ended between the mark of a new epoch and the end of the old lines.
+pub(super) fn drop_if_old(store: &dyn Store, mark: Option<HighWater>) -> Result<(), MetaError> {
+    let meta = Meta::of(store);
+    let life = mark.map(|mark| (mark.catalog, mark.epoch));
+    if meta.held_of()? == life {
+        return Ok(());
+    }
+    forget_all(store)?;
+    if let Some(life) = life {
+        meta.set_held_of(life)?;
+    }
+    Ok(())
 }
 
 /// No name holds the zero byte, so the order of keys is that of names, then of revisions.

@@ -4,8 +4,10 @@
 use std::fs;
 
 use super::*;
-use crate::catalog::{Content, Epoch, HeadHash, Version};
+use crate::catalog::{CatalogId, Content, Epoch, HeadHash, Version};
 use crate::store::disk::damage;
+
+mod damaged;
 
 fn spec(number: u64, len: usize) -> Spec {
     let mut bytes = number.to_be_bytes().to_vec();
@@ -27,6 +29,15 @@ fn open(dir: &Path) -> (WorkerStore, OpenedCache) {
 fn has(store: &WorkerStore, spec: &Spec) -> bool {
     let loaded = store.load(spec.hash(), Some(spec.len()));
     loaded.expect("an answer") == Loaded::Found(spec.clone())
+}
+
+fn mark(epoch: u64, rev: u64) -> HighWater {
+    HighWater {
+        catalog: CatalogId::from_bytes([4; 16]),
+        epoch: Epoch::new(epoch),
+        rev: Revision::new(rev),
+        head: HeadHash::from_bytes([3; 32]),
+    }
 }
 
 fn held(name: &str, rev: u64) -> Held {
@@ -71,12 +82,6 @@ fn the_least_recently_used_blobs_go_when_the_budget_is_full() {
 fn blobs_uses_names_and_marks_survive_a_restart() {
     let dir = tempfile::tempdir().expect("a directory");
     let [a, b, c] = [1, 2, 3].map(|number| spec(number, 100));
-    let mark = HighWater {
-        epoch: Epoch::new(1),
-        rev: Revision::new(2),
-        head: HeadHash::from_bytes([3; 32]),
-    };
-    let id = CatalogId::from_bytes([4; 16]);
     {
         let (store, opened) = open(dir.path());
         assert_eq!(opened.blobs, 0);
@@ -84,8 +89,7 @@ fn blobs_uses_names_and_marks_survive_a_restart() {
             store.save(spec).expect("saved");
         }
         store.touch(a.hash());
-        store.set_high_water(mark).expect("set");
-        store.set_catalog(id).expect("set");
+        store.raise_high_water(mark(1, 2)).expect("raised");
         assert_eq!(store.reset_key([5; 32]).expect("a key"), [5; 32]);
         store.hold(&held("b", 1)).expect("held");
         store.hold(&held("a", 2)).expect("held");
@@ -94,8 +98,7 @@ fn blobs_uses_names_and_marks_survive_a_restart() {
     let (store, opened) = WorkerStore::open(dir.path(), options(200)).expect("a store");
     assert_eq!((opened.blobs, opened.live_bytes), (2, 200));
     assert_eq!(opened.set_aside, None);
-    assert_eq!(store.high_water().expect("a mark"), Some(mark));
-    assert_eq!(store.catalog().expect("an id"), Some(id));
+    assert_eq!(store.high_water(), Some(mark(1, 2)));
     assert_eq!(store.reset_key([6; 32]).expect("a key"), [5; 32]);
     let all = store.held_all().expect("a list");
     assert_eq!(all, [held("a", 2), held("b", 1)]);
@@ -159,6 +162,7 @@ fn a_store_that_does_not_open_is_set_aside_and_the_worker_starts_empty() {
         for number in 0..200 {
             store.save(&spec(number, 4_000)).expect("saved");
         }
+        store.raise_high_water(mark(1, 7)).expect("raised");
         store.sync().expect("synced");
     }
     damage(&dir.path().join("cache"));
@@ -166,6 +170,7 @@ fn a_store_that_does_not_open_is_set_aside_and_the_worker_starts_empty() {
     let aside = opened.set_aside.expect("it is set aside");
     assert!(aside.join("db").exists());
     assert_eq!(opened.blobs, 0);
+    assert_eq!(store.high_water(), Some(mark(1, 7)), "it outlives sled");
     assert!(store.save(&spec(1, 10)).expect("saved"));
     assert!(has(&store, &spec(1, 10)));
 }
@@ -217,9 +222,65 @@ fn a_newer_format_is_refused_and_not_set_aside() {
     let error = WorkerStore::open(dir.path(), Options::default()).expect_err("a newer format");
     assert!(matches!(
         error,
-        CacheError::Store(MetaError::NewerFormat { found: 9, known: 1 })
+        CacheError::Store(MetaError::NewerFormat { found: 9, known: 2 })
     ));
-    assert_eq!(names(dir.path()), ["cache", "lock"]);
+    assert_eq!(names(dir.path()), ["cache", "lock", "mark"]);
+}
+
+#[test]
+fn a_cache_without_its_mark_is_refused_and_so_is_one_with_a_damaged_mark() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("mark");
+    let (store, _) = open(dir.path());
+    store.raise_high_water(mark(1, 7)).expect("raised");
+    drop(store);
+    fs::write(&path, [7; 5_000]).expect("written");
+    let refused = |kind: fn(&MarkError) -> bool| {
+        let error = WorkerStore::open(dir.path(), Options::default()).expect_err("no mark");
+        assert!(
+            matches!(&error, CacheError::Mark(error) if kind(error)),
+            "{error}"
+        );
+    };
+    // And again: nothing that the first start did lets the second one through.
+    for _ in 0..2 {
+        refused(|error| matches!(error, MarkError::Damaged));
+    }
+    fs::remove_file(&path).expect("removed");
+    damage(&dir.path().join("cache"));
+    for _ in 0..2 {
+        refused(|error| matches!(error, MarkError::Gone));
+    }
+    fs::remove_dir_all(dir.path().join("cache")).expect("removed");
+    let (store, _) = open(dir.path());
+    assert_eq!(store.high_water(), None, "a new worker");
+}
+
+#[test]
+fn lines_of_an_old_epoch_never_meet_the_mark_of_a_new_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let lines = |store: &WorkerStore| store.held_all().expect("a list");
+    let (store, _) = open(dir.path());
+    store.raise_high_water(mark(1, 7)).expect("raised");
+    store.hold(&held("a", 1)).expect("held");
+    store.raise_high_water(mark(1, 8)).expect("raised");
+    assert_eq!(lines(&store), [held("a", 1)], "the same epoch");
+    store.raise_high_water(mark(2, 3)).expect("raised");
+    assert_eq!(lines(&store), []);
+    store.hold(&held("b", 1)).expect("held");
+    drop(store);
+    let (store, _) = open(dir.path());
+    assert_eq!(lines(&store), [held("b", 1)]);
+    // As if the process had ended when only the mark of the next epoch was written.
+    store.mark().raise(mark(3, 1)).expect("raised");
+    drop(store);
+    let (store, _) = open(dir.path());
+    assert_eq!(lines(&store), []);
+    store.hold(&held("c", 1)).expect("held");
+    drop(store);
+    let (store, _) = open(dir.path());
+    assert_eq!(lines(&store), [held("c", 1)]);
+    assert_eq!(store.high_water(), Some(mark(3, 1)));
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -242,19 +303,25 @@ fn a_compaction_keeps_everything_and_shrinks_the_disk() {
             store.save(&spec(number, 50_000)).expect("saved");
         }
         store.save(&kept).expect("saved");
+        store.raise_high_water(mark(1, 1)).expect("raised");
         store.hold(&held("a", 1)).expect("held");
+        assert_eq!(store.reset_key([5; 32]).expect("a key"), [5; 32]);
         assert_eq!(store.compact().expect("an answer"), None, "not worth it");
         let home = store.home.as_ref().expect("it is on disk");
-        let done = store.compact_now(home).expect("compacted");
+        let writer = store.writer();
+        let done = store.copy_and_swap(home).expect("compacted");
+        drop(writer);
         assert!(done.bytes_after < done.bytes_before, "{done:?}");
+        assert_eq!((done.lost_blobs, done.lost_lines), (0, 0));
         assert!(has(&store, &kept));
         assert!(store.save(&spec(8, 100)).expect("saved"), "it goes on");
         store.sync().expect("synced");
     }
-    assert_eq!(names(dir.path()), ["cache", "lock"]);
+    assert_eq!(names(dir.path()), ["cache", "lock", "mark"]);
     let (store, opened) = open(dir.path());
     assert!(has(&store, &kept) && has(&store, &spec(8, 100)));
     assert_eq!(opened.blobs, 4, "three large ones fit beside a small one");
+    assert_eq!(store.reset_key([6; 32]).expect("a key"), [5; 32]);
     assert_eq!(store.held_all().expect("a list"), [held("a", 1)]);
 }
 
@@ -284,6 +351,6 @@ fn what_a_crash_left_of_a_compaction_is_sorted_out() {
     for dir in [copying, renamed_one, renamed_both] {
         let (store, _) = open(dir.path());
         assert!(has(&store, &kept));
-        assert_eq!(names(dir.path()), ["cache", "lock"]);
+        assert_eq!(names(dir.path()), ["cache", "lock", "mark"]);
     }
 }
