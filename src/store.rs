@@ -5,7 +5,8 @@
 //! - The **coordinator's** truth is its [`journal`]: checksummed entries in one file, fsynced
 //!   before anything is acknowledged. sled is a view of it that can be thrown away, or done
 //!   without while the disk is full.
-//! - A **worker's** store is sled alone, a cache that can be rebuilt from the cluster.
+//! - A **worker's** store is a cache in sled that can be rebuilt from the cluster, and beside it
+//!   the [`mark`] that cannot.
 //!
 //! Both use sled through [`Store`], whose only implementations are [`disk::SledStore`] and, for
 //! tests, [`memory::MemoryStore`]; one conformance suite runs over both.
@@ -33,7 +34,7 @@
 //! # What a crash may lose
 //!
 //! At the coordinator nothing that was acknowledged. At a worker the last moments of the cache
-//! after a power cut: it asks again.
+//! after a power cut, since it can ask again, and a mark that is less than a second old.
 
 mod aside;
 pub mod blobs;

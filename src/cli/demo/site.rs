@@ -211,8 +211,8 @@ impl Site {
         Ok(child.context("it is not running")?.id())
     }
 
-    /// Changes one byte of `body` in every file of a stopped node's store that holds it, and
-    /// says in how many places.
+    /// Changes one byte of `body` in every file of a node's store that holds it, and says
+    /// in how many places.
     pub(super) fn flip_byte(&self, name: &str, body: &[u8]) -> anyhow::Result<usize> {
         let needle = &body[..body.len().min(256)];
         let mut changed = 0;
@@ -234,17 +234,6 @@ impl Site {
             }
         }
         Ok(changed)
-    }
-
-    /// The damaged store that a node has put out of the way, if it has.
-    pub(super) fn set_aside(&self, name: &str) -> anyhow::Result<Option<String>> {
-        for entry in fs::read_dir(self.path.join(format!("{name}.store")))? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            if name.contains(".corrupt-") {
-                return Ok(Some(name));
-            }
-        }
-        Ok(None)
     }
 
     fn process(&mut self, name: &str) -> anyhow::Result<&mut Process> {

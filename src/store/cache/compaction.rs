@@ -88,10 +88,12 @@ impl WorkerStore {
         })?;
         self.change_over(home)?;
         self.forget_lost(&lost);
-        remove_dir(&home.dir.join(OLD)).map_err(io_error)?;
+        if let Err(error) = remove_dir(&home.dir.join(OLD)) {
+            tracing::warn!(%error, "the old store stays until the next start");
+        }
         Ok(Compacted {
             bytes_before,
-            bytes_after: self.size_on_disk()?,
+            bytes_after: self.size_on_disk().unwrap_or(0),
             lost_blobs: lost.blobs.len(),
             lost_lines: lost.lines.len(),
         })
