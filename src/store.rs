@@ -49,6 +49,7 @@ pub mod mark;
 pub mod memory;
 pub mod meta;
 mod recency;
+pub mod replica;
 pub mod vault;
 
 use std::fmt;

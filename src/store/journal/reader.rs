@@ -45,7 +45,7 @@ impl<F> Clone for JournalReader<F> {
 }
 
 impl<F: DiskFile> JournalReader<F> {
-    pub(super) fn new(file: F) -> Result<Self, JournalError> {
+    pub(crate) fn new(file: F) -> Result<Self, JournalError> {
         let damaged = JournalError::Damaged {
             offset: 0,
             proof: DamageProof::Header,
@@ -65,7 +65,7 @@ impl<F: DiskFile> JournalReader<F> {
         Ok(Self::of(file, header, HEADER_LEN as u64))
     }
 
-    pub(super) fn of(file: F, header: Header, durable: u64) -> Self {
+    pub(crate) fn of(file: F, header: Header, durable: u64) -> Self {
         let open = Arc::new(OpenFile {
             file,
             header,
@@ -128,6 +128,11 @@ impl<F: DiskFile> JournalReader<F> {
         self.open.settled.load(Ordering::Acquire)
     }
 
+    /// Length of the file when it got its name.
+    pub(crate) fn sealed(&self) -> u64 {
+        self.open.header.sealed
+    }
+
     /// The header as it stands in the file.
     pub(crate) fn header(&self) -> Vec<u8> {
         self.open.header.encode()
@@ -155,11 +160,11 @@ impl<F: DiskFile> JournalReader<F> {
         })
     }
 
-    pub(super) fn file(&self) -> &F {
+    pub(crate) fn file(&self) -> &F {
         &self.open.file
     }
 
-    pub(super) fn set_durable_end(&self, end: u64, settled: u64) {
+    pub(crate) fn set_durable_end(&self, end: u64, settled: u64) {
         self.open.durable.store(end, Ordering::Release);
         self.open.settled.store(settled, Ordering::Release);
     }
@@ -224,7 +229,7 @@ impl<F: DiskFile> JournalReader<F> {
     }
 
     /// Whether what ends at `end` was once longer and durable.
-    pub(super) fn refuse_damage(
+    pub(crate) fn refuse_damage(
         &self,
         end: u64,
         file_len: u64,

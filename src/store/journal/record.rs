@@ -126,16 +126,25 @@ impl Prefix {
 
 /// The record of an entry at `place`, or `None` if its payload is too long.
 pub(crate) fn encode(place: Place, durable_through: u64, entry: &Entry) -> Option<Vec<u8>> {
-    let payload = entry.encode();
+    encode_payload(place, durable_through, entry.tag(), &entry.encode())
+}
+
+/// The record of a payload at `place`, or `None` if it is too long.
+pub(crate) fn encode_payload(
+    place: Place,
+    durable_through: u64,
+    tag: u8,
+    payload: &[u8],
+) -> Option<Vec<u8>> {
     if payload.len() > MAX_PAYLOAD_LEN {
         return None;
     }
     let mut bytes = Vec::with_capacity(FRAME_LEN + payload.len());
     bytes.extend_from_slice(&MAGIC);
-    bytes.push(entry.tag());
+    bytes.push(tag);
     bytes.extend_from_slice(&durable_through.to_be_bytes());
     bytes.extend_from_slice(&u32::try_from(payload.len()).ok()?.to_be_bytes());
-    bytes.extend_from_slice(&payload);
+    bytes.extend_from_slice(payload);
     let check = record_check(place, &bytes);
     bytes.extend_from_slice(&check);
     Some(bytes)
