@@ -326,6 +326,31 @@ fn a_compaction_keeps_everything_and_shrinks_the_disk() {
 }
 
 #[test]
+fn a_copy_leaves_wrong_bytes_behind_and_names_them() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, _) = open(dir.path());
+    let [sound, wrong] = [1, 2].map(|number| spec(number, 100));
+    for spec in [&sound, &wrong] {
+        store.save(spec).expect("saved");
+    }
+    let mut batch = Batch::new();
+    batch.put(Tree::Blobs, wrong.hash().as_bytes(), vec![7; 100]);
+    store.store().apply(&batch).expect("applied");
+    let home = store.home.as_ref().expect("it is on disk");
+    let writer = store.writer();
+    let done = store.copy_and_swap(home).expect("copied");
+    drop(writer);
+    assert_eq!((done.lost_blobs, done.lost_lines), (1, 0));
+    assert!(has(&store, &sound) && !store.contains(wrong.hash()));
+    assert_eq!(store.live_bytes(), 100);
+    let noted = store.quarantined().expect("a list");
+    assert_eq!(
+        noted.iter().map(|blob| blob.hash).collect::<Vec<_>>(),
+        [wrong.hash()]
+    );
+}
+
+#[test]
 fn what_a_crash_left_of_a_compaction_is_sorted_out() {
     let kept = spec(1, 100);
     let prepare = || {
