@@ -8,6 +8,7 @@
 mod entry;
 mod head;
 mod record;
+mod session;
 mod tree;
 
 use std::fmt;
@@ -19,6 +20,7 @@ pub use self::head::{
     SignedHead, VerifiedHead,
 };
 pub use self::record::{Change, Content, Record, Version};
+pub use self::session::SessionClaim;
 pub use self::tree::{AtError, Catalog, StateRoot};
 use crate::spec::hash::{hex, parse_hex};
 

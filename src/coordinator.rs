@@ -36,6 +36,8 @@ pub struct Coordinator {
 struct Node {
     /// `None`: started without a store, it holds no catalog.
     engine: Option<Arc<Engine>>,
+    /// Proves to each worker that this is the catalog's coordinator; as long as there is one.
+    head_key: Option<HeadKey>,
     endpoint: Endpoint,
     store_dir: Option<PathBuf>,
     max_spec_len: u64,
@@ -45,6 +47,10 @@ struct Node {
 impl Node {
     fn engine(&self) -> Option<&Arc<Engine>> {
         self.engine.as_ref()
+    }
+
+    fn head_key(&self) -> Option<&HeadKey> {
+        self.head_key.as_ref()
     }
 
     fn catalog(&self) -> Result<&Arc<Engine>, Refusal> {
@@ -86,9 +92,15 @@ impl Coordinator {
         }
         let port = Port::bind(config.listen, identity.uri().cluster())?;
         let runtime = Runtime::start().map_err(RunError::Thread)?;
-        let opened = match &config.store {
+        let head_key = match &config.store {
             StoreChoice::None => None,
-            StoreChoice::Directory(dir) => Some(open(dir, &identity, config.max_spec_len)?),
+            StoreChoice::Directory(_) => Some(head_key(&identity)?),
+        };
+        let opened = match (&config.store, &head_key) {
+            (StoreChoice::Directory(dir), Some(key)) => {
+                Some(open(dir, key.clone(), config.max_spec_len)?)
+            }
+            _ => None,
         };
         let options = EndpointOptions {
             reset_key: opened
@@ -115,6 +127,7 @@ impl Coordinator {
         }
         let node = Arc::new(Node {
             engine,
+            head_key,
             endpoint,
             store_dir: match &config.store {
                 StoreChoice::Directory(dir) => Some(dir.clone()),
@@ -188,10 +201,9 @@ fn start_engine(
 /// Opens the store in `dir` and replays its journal.
 fn open(
     dir: &Path,
-    identity: &Identity,
+    key: HeadKey,
     max_spec_len: u64,
 ) -> Result<(Vault, Machine, [u8; 32]), RunError> {
-    let key = head_key(identity)?;
     let mut ledger: Option<Result<Ledger, ReplayError>> = None;
     let (mut vault, opened) = Vault::open(dir, DEFAULT_CACHE_BYTES, |entry| {
         ledger = Some(match ledger.take() {

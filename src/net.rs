@@ -8,7 +8,7 @@
 //! - [`Link`] is one address to ask. It dials when it is used, once for all who wait, and each
 //!   [`Link::call`] is one stream whose answer is read frame by frame from an [`Exchange`].
 //!
-//! Who a peer is comes from [`trust`](crate::trust). A connection that no longer passes its check
+//! Who a peer is comes from [`trust`](crate::trust); what more is asked of it, from a [`Vouch`]. A connection that no longer passes its check
 //! is closed while it lives. Nothing here takes a decision about freshness, retries a request,
 //! or trusts a length that it was told.
 
@@ -20,6 +20,7 @@ mod link;
 mod live;
 mod runtime;
 mod serve;
+mod session;
 mod socket;
 mod transport;
 
@@ -31,6 +32,7 @@ pub use self::exchange::{Exchange, Patience, Timing};
 pub use self::link::{Link, Wanted};
 pub use self::runtime::Runtime;
 pub use self::serve::{Gone, Peer, Reply, Service};
+pub use self::session::{SessionKey, Vouch};
 pub use self::socket::{Port, check_bind};
 use crate::proto::limit;
 

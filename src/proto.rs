@@ -3,8 +3,8 @@
 //! # Participants
 //!
 //! - The **coordinator** holds the catalog: name -> revision and hash. It alone says what a name
-//!   is *now*. Only a process with a `coordinator` certificate is believed, and only while its
-//!   heads are signed with a key that the worker pins.
+//!   is *now*. Only a process with a `coordinator` certificate is believed, and only where it
+//!   proves, for the TLS session at hand, that it holds a head key that the worker pins.
 //! - A **worker** resolves names for an engine and keeps bytes. It gives bytes to anyone in the
 //!   cluster; it never says what is current.
 //! - A **publisher** changes the catalog. A **reader** only asks.
@@ -28,6 +28,12 @@
 //! Each request is one bidirectional stream that the dialler opens. The first stream carries
 //! [`Hello`](wire::Hello) and its [`Welcome`](wire::Welcome): with TLS 1.3 a refused client
 //! certificate shows only in this first round trip, so a link counts as up when it has succeeded.
+//!
+//! A coordinator's welcome has the newest visible head, and a proof: its head key's signature over
+//! a tag, 32 bytes of keying material that only the two ends of this session know, and the head's
+//! catalog id and epoch ([`SessionClaim`](crate::catalog::SessionClaim)). Answers over that
+//! connection are of that catalog, and of that epoch or a later one. A coordinator without a
+//! store shows neither, and everything it answers but a refusal is ignored.
 //!
 //! | request (dialler) | answer | who may ask | a short or missing answer means |
 //! | --- | --- | --- | --- |

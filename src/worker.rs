@@ -4,6 +4,7 @@
 mod call;
 mod engine;
 mod forward;
+mod head;
 mod local;
 mod saver;
 mod service;
@@ -248,3 +249,6 @@ async fn keep_links(engine: std::sync::Weak<Engine>) {
         tokio::time::sleep(KEEP_EVERY).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

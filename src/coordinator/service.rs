@@ -3,10 +3,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Node;
-use crate::net::{Gone, Peer, Reply, Service};
+use crate::catalog::SessionClaim;
+use crate::net::{Gone, Peer, Reply, Service, SessionKey};
 use crate::proto::code::{Code, Refusal};
 use crate::proto::wire::{
-    Blob, GetBlob, HeadBytes, Missing, Outcome, PutBlob, Request, Resolve, Response, Status,
+    Blob, GetBlob, HeadBytes, Missing, Outcome, ProofBytes, PutBlob, Request, Resolve, Response,
+    Status,
 };
 use crate::spec::{Spec, SpecHash, Syntax};
 
@@ -14,9 +16,15 @@ use crate::spec::{Spec, SpecHash, Syntax};
 pub(super) struct Serving(pub(super) Arc<Node>);
 
 impl Service for Serving {
-    fn head(&self) -> Option<HeadBytes> {
-        let engine = self.0.engine()?;
-        Some(HeadBytes::from(&engine.view().head))
+    fn catalog(&self, session: &SessionKey) -> Option<(HeadBytes, ProofBytes)> {
+        let view = self.0.engine()?.view();
+        let claim = SessionClaim {
+            session: *session,
+            catalog: view.catalog,
+            epoch: view.epoch,
+        };
+        let proof = claim.sign(self.0.head_key()?);
+        Some((HeadBytes::from(&view.head), proof.into()))
     }
 
     async fn serve(&self, peer: Peer, request: Request, body: Bytes, reply: &mut Reply) {

@@ -85,6 +85,9 @@ pub enum LinkError {
         /// Who should.
         wanted: Wanted,
     },
+    /// The peer's certificate is good, and what it says of its catalog is not to be believed.
+    #[error("it is not believed: {0}")]
+    Unproven(String),
     /// The peer sent what is no answer.
     #[error("the peer's answer is wrong: {0}")]
     BadAnswer(#[from] FrameError),
@@ -164,6 +167,7 @@ impl LinkError {
             Self::OtherVersion => "other-version",
             Self::Tls(_) => "tls",
             Self::WrongNode { .. } => "wrong-node",
+            Self::Unproven(_) => "unproven",
             Self::BadAnswer(_) => "bad-answer",
             Self::TooLong { .. } => "too-long",
             Self::Short => "short",
@@ -191,6 +195,7 @@ impl LinkError {
             Self::PeerUntrusted(reason) | Self::SelfUntrusted(reason) => Some(reason.hint()),
             Self::OtherVersion => Some("update the older end"),
             Self::WrongNode { .. } => Some("check the address and the peer's certificate"),
+            Self::Unproven(_) => Some("compare `head_keys` in trust.yaml with the coordinator's"),
             Self::Closed(CloseCode::Revoked) => Some(Untrusted::Revoked.hint()),
             _ => None,
         }
@@ -208,7 +213,8 @@ impl LinkError {
             Self::PeerUntrusted(_)
                 | Self::SelfUntrusted(_)
                 | Self::WrongNode { .. }
-                | Self::Closed(CloseCode::Revoked | CloseCode::WrongNode)
+                | Self::Unproven(_)
+                | Self::Closed(CloseCode::Revoked | CloseCode::WrongNode | CloseCode::Unproven)
         )
     }
 

@@ -10,7 +10,7 @@ use super::link::Up;
 use super::{Floor, LinkError};
 use crate::identity::NodeUri;
 use crate::proto::limit::{ANSWER_TIMEOUT, FIRST_BYTE_EXTRA, FIRST_BYTE_MIN, MAX_FRAME_LEN};
-use crate::proto::wire::{HeadBytes, Response, decode_answer};
+use crate::proto::wire::{Response, Welcome, decode_answer};
 
 /// How long a call waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,9 +130,9 @@ impl Exchange {
         }
     }
 
-    /// The head that the peer showed in its welcome.
-    pub fn head(&self) -> Option<&HeadBytes> {
-        self.up.welcome.head.as_ref()
+    /// What the one who answers said when this connection began.
+    pub fn welcome(&self) -> &Welcome {
+        &self.up.welcome
     }
 
     /// Who answers.

@@ -14,7 +14,8 @@ use super::endpoint::{Endpoint, Shared};
 use super::error::{DialFailure, LinkError};
 use super::exchange::{Exchange, Patience};
 use super::frame::{ReadFail, peek_end, read_frame};
-use super::live::close;
+use super::live::{Vouched, close};
+use super::session::{Vouch, session_key};
 use crate::identity::{NodeUri, Role};
 use crate::proto::code::CloseCode;
 use crate::proto::limit::MAX_FRAME_LEN;
@@ -70,6 +71,7 @@ struct Inner {
     endpoint: Arc<Shared>,
     addr: String,
     wanted: Wanted,
+    vouch: Option<Arc<dyn Vouch>>,
     state: Mutex<State>,
 }
 
@@ -103,10 +105,31 @@ pub(super) struct Up {
 impl Link {
     /// A link to `addr`, `host:port`; the name is resolved at each dial. Nothing is sent yet.
     pub fn new(endpoint: &Endpoint, addr: impl Into<String>, wanted: Wanted) -> Self {
+        Self::with(endpoint, addr.into(), wanted, None)
+    }
+
+    /// The same for whom a certificate is not enough: `vouch` is asked at each hello, and again
+    /// when the trust has changed.
+    pub fn vouched(
+        endpoint: &Endpoint,
+        addr: impl Into<String>,
+        wanted: Wanted,
+        vouch: Arc<dyn Vouch>,
+    ) -> Self {
+        Self::with(endpoint, addr.into(), wanted, Some(vouch))
+    }
+
+    fn with(
+        endpoint: &Endpoint,
+        addr: String,
+        wanted: Wanted,
+        vouch: Option<Arc<dyn Vouch>>,
+    ) -> Self {
         Self(Arc::new(Inner {
             endpoint: endpoint.0.clone(),
-            addr: addr.into(),
+            addr,
             wanted,
+            vouch,
             state: Mutex::default(),
         }))
     }
@@ -360,14 +383,32 @@ impl Inner {
         })?;
         peek_end(&mut recv);
         match decode_answer(tag, &header)? {
-            Ok(Response::Welcome(welcome)) => Ok(Up {
-                connection: connection.clone(),
-                uri,
-                welcome,
-            }),
+            Ok(Response::Welcome(welcome)) => {
+                self.vouch(connection, &welcome)?;
+                Ok(Up {
+                    connection: connection.clone(),
+                    uri,
+                    welcome,
+                })
+            }
             Ok(_) => Err(LinkError::unexpected()),
             Err(refusal) => Err(LinkError::Refused(refusal)),
         }
+    }
+
+    fn vouch(&self, connection: &Connection, welcome: &Welcome) -> Result<(), LinkError> {
+        let Some(by) = self.vouch.clone() else {
+            return Ok(());
+        };
+        let session = session_key(connection).ok_or(LinkError::ClosedHere)?;
+        let welcome = welcome.clone();
+        let vouched = Vouched {
+            by,
+            session,
+            welcome,
+        };
+        let live = &self.endpoint.live;
+        live.vouch(connection, vouched).map_err(LinkError::Unproven)
     }
 
     fn unreachable(&self, reason: DialFailure) -> LinkError {

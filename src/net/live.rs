@@ -1,11 +1,13 @@
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use quinn::Connection;
 use rustls::pki_types::{CertificateDer, UnixTime};
 
+use super::session::{SessionKey, Vouch};
 use crate::identity::NodeUri;
 use crate::proto::code::CloseCode;
+use crate::proto::wire::Welcome;
 use crate::trust::{Identity, Untrusted, Usage};
 
 /// Connections checked in one go before others get a turn: some milliseconds.
@@ -22,6 +24,21 @@ struct Entry {
     connection: Connection,
     chain: Vec<CertificateDer<'static>>,
     usage: Usage,
+    vouched: Option<Vouched>,
+}
+
+/// Who vouches for a connection, and by what.
+#[derive(Debug, Clone)]
+pub(super) struct Vouched {
+    pub(super) by: Arc<dyn Vouch>,
+    pub(super) session: SessionKey,
+    pub(super) welcome: Welcome,
+}
+
+impl Vouched {
+    fn check(&self) -> Result<(), String> {
+        self.by.vouch(&self.session, &self.welcome)
+    }
 }
 
 impl LiveConnections {
@@ -40,6 +57,7 @@ impl LiveConnections {
             connection: connection.clone(),
             chain: peer_chain(connection),
             usage,
+            vouched: None,
         };
         let chain = entry.chain.clone();
         self.lock().insert(connection.stable_id(), entry);
@@ -50,6 +68,18 @@ impl LiveConnections {
             close(connection, CloseCode::Revoked);
         }
         checked
+    }
+
+    /// Asks who vouches for a connection, now and at every later check. Kept first, as in
+    /// [`add`](Self::add).
+    pub(super) fn vouch(&self, connection: &Connection, vouched: Vouched) -> Result<(), String> {
+        if let Some(entry) = self.lock().get_mut(&connection.stable_id()) {
+            entry.vouched = Some(vouched.clone());
+        }
+        vouched.check().inspect_err(|_| {
+            self.remove(connection);
+            close(connection, CloseCode::Unproven);
+        })
     }
 
     pub(super) fn remove(&self, connection: &Connection) {
@@ -81,13 +111,14 @@ impl LiveConnections {
             connection,
             chain,
             usage,
+            vouched,
         }) = entry
         else {
             return false;
         };
         let trust = identity.current();
         let Err(reason) = trust.trust().check(&chain, usage, now) else {
-            return false;
+            return vouched.is_some_and(|vouched| unproven(&connection, &vouched));
         };
         close(&connection, CloseCode::Revoked);
         let addr = connection.remote_address();
@@ -105,6 +136,17 @@ impl LiveConnections {
 
 pub(super) fn close(connection: &Connection, code: CloseCode) {
     connection.close(code.number().into(), code.as_str().as_bytes());
+}
+
+/// Closes a connection that nobody vouches for any more.
+fn unproven(connection: &Connection, vouched: &Vouched) -> bool {
+    let Err(reason) = vouched.check() else {
+        return false;
+    };
+    let addr = connection.remote_address();
+    tracing::warn!(%addr, reason, "connection closed: no longer believed");
+    close(connection, CloseCode::Unproven);
+    true
 }
 
 fn peer_chain(connection: &Connection) -> Vec<CertificateDer<'static>> {

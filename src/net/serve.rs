@@ -13,11 +13,14 @@ use super::Floor;
 use super::endpoint::Shared;
 use super::frame::{Follows, ReadFail, peek_end, read_bytes, read_frame, read_prefix};
 use super::live::close;
+use super::session::{SessionKey, session_key};
 use crate::identity::{NodeUri, Role};
 use crate::proto::code::{CloseCode, Code, Refusal};
 use crate::proto::limit::{MAX_FRAME_LEN, MAX_NAMES_PER_RESOLVE};
 use crate::proto::role::{self, Kind};
-use crate::proto::wire::{FrameError, HeadBytes, Hello, Request, Response, Welcome, refusal_frame};
+use crate::proto::wire::{
+    FrameError, HeadBytes, Hello, ProofBytes, Request, Response, Welcome, refusal_frame,
+};
 use crate::spec::SpecName;
 use crate::trust::Usage;
 
@@ -38,8 +41,9 @@ const MAX_AGENT_LEN: usize = 64;
 
 /// Answers requests. The role table, the limits and the form have been checked.
 pub trait Service: Send + Sync + 'static {
-    /// The newest visible head, for the welcome; `None` at a node without a catalog.
-    fn head(&self) -> Option<HeadBytes>;
+    /// The newest visible head and the proof that goes with it in this session, for the welcome;
+    /// `None` at a node without a catalog.
+    fn catalog(&self, session: &SessionKey) -> Option<(HeadBytes, ProofBytes)>;
 
     /// Answers one request. `body` is whole, but its hash is unchecked. What is not answered when
     /// this returns is answered with [`Code::Internal`]. It runs to its end even if the asker
@@ -282,10 +286,13 @@ async fn hello<S: Service>(
     };
     peek_end(&mut recv);
     agent.truncate(agent.floor_char_boundary(MAX_AGENT_LEN));
+    let session = session_key(connection).ok_or(NoHello)?;
+    let (head, proof) = service.catalog(&session).unzip();
     let welcome = Response::Welcome(Welcome {
         agent: shared.options.agent.clone(),
         max_spec_len: shared.options.max_spec_len,
-        head: service.head(),
+        head,
+        proof,
     });
     let frame = welcome.to_frame().map_err(|_| NoHello)?;
     send.write_all(&frame).await.map_err(|_| NoHello)?;

@@ -20,8 +20,8 @@ use tokio::sync::Notify;
 use super::*;
 use crate::proto::code::Refusal;
 use crate::proto::wire::{
-    Blob, FRAME_PREFIX_LEN, GetBlob, HeadBytes, Hello, Request, Response, Status, Welcome,
-    decode_answer, parse_prefix,
+    Blob, FRAME_PREFIX_LEN, GetBlob, HeadBytes, Hello, ProofBytes, Request, Response, Status,
+    Welcome, decode_answer, parse_prefix,
 };
 use crate::spec::SpecHash;
 use crate::trust::{self, Identity, IdentityOptions, IdentityPaths, issue};
@@ -118,7 +118,7 @@ struct Node {
 const BLOB_LEN: usize = 100_000;
 
 impl Service for Node {
-    fn head(&self) -> Option<HeadBytes> {
+    fn catalog(&self, _: &SessionKey) -> Option<(HeadBytes, ProofBytes)> {
         None
     }
 
@@ -229,6 +229,7 @@ fn welcome() -> Response {
         agent: "raw".to_owned(),
         max_spec_len: MAX_SPEC_LEN,
         head: None,
+        proof: None,
     })
 }
 

@@ -98,6 +98,8 @@ codes! {
         WrongNode = 4, "wrong-node";
         /// Too many connections.
         Busy = 5, "busy";
+        /// No pinned head key made the proof in the welcome.
+        Unproven = 6, "unproven";
     }
 }
 

@@ -64,6 +64,30 @@ pub struct Welcome {
     pub max_spec_len: u64,
     /// The newest visible head; `None` at a node that holds no catalog.
     pub head: Option<HeadBytes>,
+    /// That the one who answers holds the head key, wherever there is a head.
+    pub proof: Option<ProofBytes>,
+}
+
+/// A signature over a [`SessionClaim`](crate::catalog::SessionClaim) as raw bytes: of the TLS
+/// session that carries it, and of the catalog and epoch of the head beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProofBytes(Vec<u8>);
+
+impl From<[u8; 64]> for ProofBytes {
+    fn from(signature: [u8; 64]) -> Self {
+        Self(signature.to_vec())
+    }
+}
+
+impl ProofBytes {
+    /// The signature, not yet verified.
+    ///
+    /// # Errors
+    /// [`FrameError::Value`] when the length is wrong.
+    pub fn signature(&self) -> Result<[u8; 64], FrameError> {
+        let bytes = self.0.as_slice().try_into();
+        bytes.map_err(|_| FrameError::Value("a proof of another length"))
+    }
 }
 
 /// A [`SignedHead`] as raw bytes.
@@ -649,6 +673,7 @@ mod tests {
                 agent: "larder/0.1.0".into(),
                 max_spec_len: 1 << 20,
                 head: Some(HeadBytes(vec![9; SignedHead::LEN])),
+                proof: Some([8; 64].into()),
             }),
             Response::Resolved(Resolved {
                 catalog,

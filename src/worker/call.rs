@@ -1,30 +1,28 @@
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use crate::catalog::PinnedKey;
+use super::head::{PinnedKeys, check_answer, proven};
 use crate::net::{Endpoint, Exchange, Link, LinkError, Patience, Wanted};
 use crate::proto::limit::MAX_NAMES_PER_RESOLVE;
-use crate::proto::wire::{GetBlob, HeadBytes, Outcome, Request, Resolve, Response};
+use crate::proto::wire::{GetBlob, Outcome, Request, Resolve, Response};
 use crate::proto::worker::Event;
 use crate::spec::{MAX_SPEC_LEN, SpecHash};
 
-/// An address of the coordinator: a link whose head must be signed by a pinned key.
+/// An address of the coordinator: a link over which a pinned head key is proven.
 #[derive(Debug)]
 pub(super) struct CoordinatorLink {
     link: Link,
-    /// The head that was checked last; a connection shows one.
-    checked: Mutex<Option<HeadBytes>>,
-    /// Whether the last answer was thrown away for want of a good head.
+    /// Whether the last answer was thrown away because it was not of what had been proven.
     unbelieved: AtomicBool,
 }
 
 impl CoordinatorLink {
     pub(super) fn new(endpoint: &Endpoint, addr: &str) -> Self {
+        let keys = Arc::new(PinnedKeys(endpoint.identity().clone()));
         Self {
-            link: Link::new(endpoint, addr, Wanted::Coordinator),
-            checked: Mutex::default(),
+            link: Link::vouched(endpoint, addr, Wanted::Coordinator, keys),
             unbelieved: AtomicBool::new(false),
         }
     }
@@ -39,10 +37,9 @@ impl CoordinatorLink {
         request: &Request,
         body: Bytes,
         patience: Patience,
-        pinned: &[PinnedKey],
     ) -> Result<Response, Trouble> {
         let mut exchange = self.link.call(request, body, patience).await?;
-        self.next(&mut exchange, pinned).await
+        self.next(&mut exchange).await
     }
 
     /// Whether nothing but certificates or trust was in the way last time.
@@ -53,62 +50,18 @@ impl CoordinatorLink {
         }
     }
 
-    async fn next(
-        &self,
-        exchange: &mut Exchange,
-        pinned: &[PinnedKey],
-    ) -> Result<Response, Trouble> {
-        let result = self.checked_next(exchange, pinned).await;
+    async fn next(&self, exchange: &mut Exchange) -> Result<Response, Trouble> {
+        let result = checked_next(exchange).await;
         let unbelieved = matches!(result, Err(Trouble::Head(_)));
         self.unbelieved.store(unbelieved, Ordering::Relaxed);
         result
     }
 
-    /// The first frame of an answer, from a node that may speak for the catalog.
-    async fn checked_next(
-        &self,
-        exchange: &mut Exchange,
-        pinned: &[PinnedKey],
-    ) -> Result<Response, Trouble> {
-        if let Some(head) = exchange.head() {
-            self.check_head(head, pinned).map_err(Trouble::Head)?;
-        }
-        let response = exchange.next().await?;
-        match response {
-            // Of itself, every node may speak.
-            Response::Status(_) => Ok(response),
-            // A node without a catalog has no head, and refuses.
-            _ if exchange.head().is_none() => {
-                Err(Trouble::Head("it showed no signed head".to_owned()))
-            }
-            _ => Ok(response),
-        }
-    }
-
-    /// Whether what answers there may speak for the catalog.
-    fn check_head(&self, head: &HeadBytes, pinned: &[PinnedKey]) -> Result<(), String> {
-        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
-        if checked.as_ref() == Some(head) {
-            return Ok(());
-        }
-        let signed = head.signed().map_err(|error| error.to_string())?;
-        signed
-            .verify(&pinned.to_vec())
-            .map_err(|error| format!("its head is not to be believed: {error}"))?;
-        *checked = Some(head.clone());
-        Ok(())
-    }
-
     /// Asks for names and hands each part of the answer to `sink` as it comes.
-    pub(super) async fn resolve(
-        &self,
-        request: Resolve,
-        pinned: &[PinnedKey],
-        sink: impl Fn(Event),
-    ) {
+    pub(super) async fn resolve(&self, request: Resolve, sink: impl Fn(Event)) {
         debug_assert!(request.names.len() <= MAX_NAMES_PER_RESOLVE);
         let names = request.names.len();
-        let result = self.exchange(request, names, pinned, &sink).await;
+        let result = self.exchange(request, names, &sink).await;
         sink(result.map_or_else(failed, |()| Event::End));
     }
 
@@ -116,7 +69,6 @@ impl CoordinatorLink {
         &self,
         request: Resolve,
         names: usize,
-        pinned: &[PinnedKey],
         sink: &impl Fn(Event),
     ) -> Result<(), Trouble> {
         let patience = Patience {
@@ -125,7 +77,7 @@ impl CoordinatorLink {
         };
         let request = Request::Resolve(request);
         let mut exchange = self.link.call(&request, Bytes::new(), patience).await?;
-        match self.next(&mut exchange, pinned).await? {
+        match self.next(&mut exchange).await? {
             Response::Resolved(opening) => sink(Event::Opening(opening)),
             _ => return Err(Trouble::Order),
         }
@@ -141,6 +93,21 @@ impl CoordinatorLink {
         }
         Ok(())
     }
+}
+
+/// The first frame of an answer, if it is of what has been proven when its connection began.
+async fn checked_next(exchange: &mut Exchange) -> Result<Response, Trouble> {
+    let response = exchange.next().await?;
+    let welcome = exchange.welcome();
+    match &response {
+        // Of itself, every node may speak.
+        Response::Status(_) => {}
+        Response::Resolved(opening) => {
+            check_answer(welcome, opening.catalog, opening.epoch).map_err(Trouble::Head)?;
+        }
+        _ => drop(proven(welcome).map_err(Trouble::Head)?),
+    }
+    Ok(response)
 }
 
 /// Asks one link for bytes.

@@ -146,11 +146,9 @@ impl Engine {
                 coordinator,
                 request,
             } => self.spawn(call, move |engine| async move {
-                let identity = engine.endpoint.identity().current();
-                let pinned = identity.trust().head_keys();
                 let link = &engine.coordinators[coordinator];
                 let sink = |event| engine.drive(Input::Event { call, event });
-                link.resolve(request, pinned, sink).await;
+                link.resolve(request, sink).await;
             }),
             Output::Fetch {
                 call,

@@ -28,10 +28,8 @@ pub(super) async fn to_coordinator(
         Request::Publish(publish) => publish.key.is_some(),
         _ => true,
     };
-    let identity = engine.endpoint().identity().current();
-    let pinned = identity.trust().head_keys();
     for link in engine.coordinator_links() {
-        let ask = || link.ask(request, body.clone(), patience(request), pinned);
+        let ask = || link.ask(request, body.clone(), patience(request));
         let mut answer = ask().await;
         if let Err(Trouble::Link(LinkError::Lost(_))) = answer
             && repeatable

@@ -3,9 +3,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Node;
-use crate::net::{Peer, Reply, Service};
+use crate::net::{Peer, Reply, Service, SessionKey};
 use crate::proto::code::{Code, Refusal};
-use crate::proto::wire::{Blob, HeadBytes, Request, Response, Status};
+use crate::proto::wire::{Blob, HeadBytes, ProofBytes, Request, Response, Status};
 use crate::proto::worker::Local;
 use crate::spec::SpecHash;
 
@@ -13,7 +13,7 @@ use crate::spec::SpecHash;
 pub(super) struct Serving(pub(super) Arc<Node>);
 
 impl Service for Serving {
-    fn head(&self) -> Option<HeadBytes> {
+    fn catalog(&self, _: &SessionKey) -> Option<(HeadBytes, ProofBytes)> {
         None
     }
 

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use larder::catalog::SignedHead;
+use larder::catalog::{HeadKey, SessionClaim, SignedHead};
 use larder::proto::wire::{
-    ALPN, FRAME_PREFIX_LEN, HeadBytes, Request, Response, Welcome, parse_prefix,
+    ALPN, FRAME_PREFIX_LEN, HeadBytes, ProofBytes, Request, Response, Welcome, parse_prefix,
 };
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustix::process::{Pid, Signal, kill_process};
@@ -18,6 +18,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::runtime::Runtime;
 
 use crate::site::PATIENCE;
+
+/// What both ends derive the keying material of a session from.
+const SESSION_LABEL: &[u8] = b"EXPORTER-larder/1 session";
 
 /// Longest request that is read.
 const MAX_REQUEST_LEN: usize = 1 << 20;
@@ -47,6 +50,31 @@ pub(crate) struct Say {
     pub(crate) then: Then,
 }
 
+/// What a hostile node shows of a catalog when a connection begins.
+#[derive(Debug, Clone)]
+pub(crate) struct Shown {
+    /// Anyone may repeat one.
+    pub(crate) head: SignedHead,
+    /// What it makes the proof with, if it makes one.
+    pub(crate) key: Option<HeadKey>,
+}
+
+impl Shown {
+    fn proof(&self, connection: &quinn::Connection) -> Option<ProofBytes> {
+        let mut session = [0; 32];
+        connection
+            .export_keying_material(&mut session, SESSION_LABEL, b"")
+            .expect("a session");
+        let head = self.head.claimed().expect("a head");
+        let claim = SessionClaim {
+            session,
+            catalog: head.catalog,
+            epoch: head.epoch,
+        };
+        self.key.as_ref().map(|key| claim.sign(key).into())
+    }
+}
+
 /// How a hostile node answers a request that is no hello.
 type Manner = dyn Fn(Request) -> Say + Send + Sync;
 
@@ -60,16 +88,10 @@ impl Hostile {
     /// A node with the identity in `certs` that says hello properly and then answers with `manner`.
     pub(crate) fn start(
         certs: &str,
-        head: Option<&SignedHead>,
+        shown: Option<Shown>,
         manner: impl Fn(Request) -> Say + Send + Sync + 'static,
     ) -> Self {
-        let welcome = Response::Welcome(Welcome {
-            agent: "hostile".into(),
-            max_spec_len: 1 << 20,
-            head: head.map(HeadBytes::from),
-        });
-        let welcome = welcome.to_frame().expect("small");
-        Self::serve(certs, ALPN, welcome, Arc::new(manner))
+        Self::serve(certs, ALPN, shown, Arc::new(manner))
     }
 
     /// A node that speaks another version of the protocol.
@@ -78,7 +100,7 @@ impl Hostile {
             bytes: Vec::new(),
             then: Then::Hold,
         };
-        Self::serve(certs, b"larder/9", Vec::new(), Arc::new(silent))
+        Self::serve(certs, b"larder/9", None, Arc::new(silent))
     }
 
     /// A node that answers each packet with as many zeros, and so is no QUIC.
@@ -98,7 +120,7 @@ impl Hostile {
         }
     }
 
-    fn serve(certs: &str, alpn: &[u8], welcome: Vec<u8>, manner: Arc<Manner>) -> Self {
+    fn serve(certs: &str, alpn: &[u8], shown: Option<Shown>, manner: Arc<Manner>) -> Self {
         let runtime = runtime();
         let server = {
             let _context = runtime.enter();
@@ -108,11 +130,11 @@ impl Hostile {
         let addr = server.local_addr().expect("bound").to_string();
         runtime.spawn(async move {
             while let Some(incoming) = server.accept().await {
-                let (welcome, manner) = (welcome.clone(), Arc::clone(&manner));
+                let (shown, manner) = (shown.clone(), Arc::clone(&manner));
                 tokio::spawn(async move {
                     // Whoever refuses this node, or has another version, is gone.
                     if let Ok(connection) = incoming.await {
-                        converse(&connection, &welcome, &manner).await;
+                        converse(&connection, shown.as_ref(), &manner).await;
                     }
                 });
             }
@@ -137,14 +159,14 @@ impl Drop for Hostile {
     }
 }
 
-async fn converse(connection: &quinn::Connection, welcome: &[u8], manner: &Arc<Manner>) {
+async fn converse(connection: &quinn::Connection, shown: Option<&Shown>, manner: &Arc<Manner>) {
     while let Ok((mut send, mut recv)) = connection.accept_bi().await {
         let Ok(bytes) = recv.read_to_end(MAX_REQUEST_LEN).await else {
             return;
         };
         let say = match request(&bytes) {
             Request::Hello(_) => Say {
-                bytes: welcome.to_vec(),
+                bytes: welcome(connection, shown),
                 then: Then::Finish,
             },
             other => manner(other),
@@ -161,6 +183,16 @@ async fn converse(connection: &quinn::Connection, welcome: &[u8], manner: &Arc<M
             let _ = send.stopped().await;
         });
     }
+}
+
+fn welcome(connection: &quinn::Connection, shown: Option<&Shown>) -> Vec<u8> {
+    let welcome = Response::Welcome(Welcome {
+        agent: "hostile".into(),
+        max_spec_len: 1 << 20,
+        head: shown.map(|shown| HeadBytes::from(&shown.head)),
+        proof: shown.and_then(|shown| shown.proof(connection)),
+    });
+    welcome.to_frame().expect("small")
 }
 
 /// A real node sends real requests.

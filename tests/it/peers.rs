@@ -14,7 +14,7 @@ use larder::proto::wire::{Blob, Outcome, Request, Resolved, Response, WireVersio
 use larder::spec::{Spec, SpecHash};
 use serde_json::Value;
 
-use crate::hostile::{DeadlyPath, Hostile, Say, Then};
+use crate::hostile::{DeadlyPath, Hostile, Say, Shown, Then};
 use crate::site::{Daemon, Ended, Site};
 
 /// A definition of several packets.
@@ -281,10 +281,18 @@ fn opening() -> Vec<u8> {
     }))
 }
 
-/// A head of that catalog, by the key of the coordinators in `certs`.
-fn head(certs: &str) -> SignedHead {
+/// That catalog, proven with the key of the coordinators in `certs`.
+fn proven(certs: &str) -> Shown {
+    let key = head_key(certs);
+    Shown {
+        head: sign(&key),
+        key: Some(key),
+    }
+}
+
+fn head_key(certs: &str) -> HeadKey {
     let key = fs::read_to_string(Path::new(certs).join("head.key")).expect("there");
-    sign(&key.parse().expect("a key"))
+    key.parse().expect("a key")
 }
 
 fn sign(key: &HeadKey) -> SignedHead {
@@ -319,7 +327,7 @@ fn bytes_that_a_coordinator_sends_are_held_against_its_record() {
     let certs = site.identity("coordinator", "liar");
     let reader = site.identity("reader", "r");
     for (what, len, bytes, then, says) in cases {
-        let hostile = Hostile::start(&certs, Some(&head(&certs)), move |request| match request {
+        let hostile = Hostile::start(&certs, Some(proven(&certs)), move |request| match request {
             Request::Resolve(_) => say(record(len, &bytes), then),
             _ => say(blob(len, &bytes), then),
         });
@@ -367,8 +375,8 @@ fn a_coordinator_that_makes_no_sense_proves_nothing() {
     ];
     let certs = site.identity("coordinator", "liar");
     for (what, bytes, then, says) in cases {
-        let head = head(&certs);
-        let hostile = Hostile::start(&certs, Some(&head), move |_| say(bytes.clone(), then));
+        let shown = Some(proven(&certs));
+        let hostile = Hostile::start(&certs, shown, move |_| say(bytes.clone(), then));
         let hop = format!("tried coordinator {}: ", hostile.addr());
         let victim = site.worker_of(what, hostile.addr(), &["--peer", swarm.honest.addr()]);
         get(site, &victim, "daily", &[]).fails(4, &["no proof", &hop, says]);
@@ -376,29 +384,42 @@ fn a_coordinator_that_makes_no_sense_proves_nothing() {
 }
 
 #[test]
-fn a_coordinator_is_believed_only_with_a_head_that_a_pinned_key_signed() {
+fn a_coordinator_is_believed_only_if_it_proves_to_hold_a_pinned_key() {
     let site = Site::new();
     let certs = site.identity("coordinator", "c");
     let reader = site.identity("reader", "r");
-    let stranger = sign(&HeadKey::from_bytes([9; 32]));
-    let (good, len) = (head(&certs), body().len());
-    for (what, head, believed) in [
-        ("good", Some(&good), true),
-        ("stranger", Some(&stranger), false),
-        ("none", None, false),
+    let (good, stranger) = (head_key(&certs), HeadKey::from_bytes([9; 32]));
+    let shows = |signer: &HeadKey, prover: Option<&HeadKey>| {
+        let (head, key) = (sign(signer), prover.cloned());
+        Some(Shown { head, key })
+    };
+    for (what, shown, why) in [
+        ("good", shows(&good, Some(&good)), None),
+        (
+            "stranger",
+            shows(&stranger, Some(&stranger)),
+            Some("no head key pinned"),
+        ),
+        ("repeats", shows(&good, None), Some("does not prove")),
+        (
+            "poses",
+            shows(&good, Some(&stranger)),
+            Some("no head key pinned"),
+        ),
+        ("none", None, Some("has proven none")),
     ] {
-        let answer = record(len, body().as_bytes());
-        let node = Hostile::start(&certs, head, move |_| say(answer.clone(), Then::Finish));
+        let answer = record(body().len(), body().as_bytes());
+        let node = Hostile::start(&certs, shown, move |_| say(answer.clone(), Then::Finish));
         let worker = site.worker_of(what, node.addr(), &[]);
         let end = get(&site, &worker, "daily", &[]);
-        match believed {
-            true => assert_eq!(end.ok(), body()),
-            false => end.fails(7, &["no proof", node.addr(), "head"]),
+        match why {
+            None => assert_eq!(end.ok(), body()),
+            Some(why) => end.fails(7, &["no proof", node.addr(), why]),
         }
         let once = ["ls", "--coordinator", node.addr(), "--certs", &reader];
-        match believed {
-            true => site.run(&once).fails(1, &["another question"]),
-            false => site.run(&once).fails(7, &[node.addr(), "head"]),
+        match why {
+            None => site.run(&once).fails(1, &["another question"]),
+            Some(why) => site.run(&once).fails(7, &[node.addr(), why]),
         }
     }
 }

@@ -1,0 +1,257 @@
+//! Goal: a worker believes nobody who holds a coordinator's certificate and no pinned head key,
+//! and nothing that goes back. Method: a worker in this process, and a coordinator that says what
+//! the test tells it to.
+
+use std::fs;
+use std::path::Path;
+
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use super::*;
+use crate::answer::Freshness;
+use crate::catalog::{
+    CatalogId, Epoch, Head, HeadHash, HeadKey, Revision, SessionClaim, StateRoot,
+};
+use crate::config::{IdentityPaths, LocalConfig, LogConfig, LogFormat};
+use crate::net::{Peer, Reply, Service, SessionKey};
+use crate::proto::code::{Code, Refusal};
+use crate::proto::wire::{HeadBytes, Outcome, ProofBytes, Request, Resolved, Response};
+use crate::trust::issue;
+
+/// What a coordinator shows in its welcome.
+enum Shows {
+    /// A head of catalog 1 and a proof by this key for the session at hand.
+    Proof(HeadKey),
+    /// The same, with the proof of another session.
+    Replay(HeadKey),
+    /// No catalog.
+    Nothing,
+}
+
+/// Answers each resolve with "never existed" at this state.
+struct Puppet {
+    shows: Shows,
+    says: Resolved,
+}
+
+fn catalog(byte: u8) -> CatalogId {
+    CatalogId::from_bytes([byte; 16])
+}
+
+const EPOCH: Epoch = Epoch::new(2);
+
+fn state(rev: u64) -> Resolved {
+    Resolved {
+        catalog: catalog(1),
+        epoch: EPOCH,
+        rev: Revision::new(rev),
+    }
+}
+
+impl Service for Puppet {
+    fn catalog(&self, session: &SessionKey) -> Option<(HeadBytes, ProofBytes)> {
+        let (key, session) = match &self.shows {
+            Shows::Proof(key) => (key, *session),
+            Shows::Replay(key) => (key, [9; 32]),
+            Shows::Nothing => return None,
+        };
+        let head = Head {
+            catalog: catalog(1),
+            epoch: EPOCH,
+            rev: Revision::new(1),
+            root: StateRoot::from_bytes([0; 32]),
+            prev: HeadHash::NONE,
+        };
+        let claim = SessionClaim {
+            session,
+            catalog: head.catalog,
+            epoch: head.epoch,
+        };
+        let proof = claim.sign(key).into();
+        Some((HeadBytes::from(&head.sign(key)), proof))
+    }
+
+    async fn serve(&self, _: Peer, request: Request, _: Bytes, reply: &mut Reply) {
+        let Request::Resolve(resolve) = request else {
+            let refusal = Refusal::new(Code::Internal, "not in this test");
+            return reply.refuse(&refusal).await.expect("the worker waits");
+        };
+        // A worker that stops believing goes away in the middle.
+        let _ = reply.send(&Response::Resolved(self.says.clone())).await;
+        for _ in resolve.names {
+            let outcome = Outcome {
+                version: None,
+                body: false,
+            };
+            let _ = reply.send(&Response::Outcome(outcome)).await;
+        }
+    }
+}
+
+/// A cluster, a worker in it, and a puppet that it takes for its coordinator.
+struct Stage {
+    dir: TempDir,
+    worker: Worker,
+    puppet: Endpoint,
+    _runtime: Runtime,
+}
+
+fn issued(dir: &Path, role: Role) -> IdentityPaths {
+    let order = issue::Order {
+        role,
+        name: "n".to_owned(),
+        valid_for: issue::NODE_VALIDITY,
+        out: None,
+        force: false,
+    };
+    let issued = issue::issue(dir, &order).expect("issued");
+    IdentityPaths {
+        cert: issued.dir.join("cert.pem"),
+        key: issued.dir.join("key.pem"),
+        ca: issued.dir.join("ca.pem"),
+        trust: issued.dir.join("trust.yaml"),
+        head_key: None,
+        allow_group_readable_key: false,
+    }
+}
+
+impl Stage {
+    /// `puppet` gets the head key of the cluster.
+    fn new(puppet: impl FnOnce(HeadKey) -> Puppet) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        issue::init(dir.path(), "test").expect("a CA");
+        let key = fs::read_to_string(dir.path().join("head.key")).expect("there");
+        let puppet = puppet(key.parse().expect("a key"));
+        let runtime = Runtime::start().expect("a thread");
+        let identity = daemon::load_identity(&issued(dir.path(), Role::Coordinator));
+        let options = EndpointOptions {
+            reset_key: [7; 32],
+            agent: "puppet".to_owned(),
+            max_spec_len: 1 << 20,
+            limits: Limits::default(),
+        };
+        let any = "127.0.0.1:0".parse().expect("an address");
+        let identity = identity.expect("an identity");
+        let port = Port::bind(any, identity.uri().cluster()).expect("a port");
+        let endpoint = Endpoint::start(runtime.handle(), port, identity, options).expect("bind");
+        endpoint.serve(Arc::new(puppet));
+        let addr = endpoint.local_addr().to_string();
+        let worker = Worker::start(&WorkerConfig {
+            identity: issued(dir.path(), Role::Worker),
+            local: LocalConfig {
+                socket: dir.path().join("w.sock"),
+                socket_group: None,
+                http: None,
+            },
+            log: LogConfig {
+                filter: "info".into(),
+                format: LogFormat::Human,
+            },
+            listen: any,
+            coordinators: vec![addr.parse().expect("an address")],
+            peers: vec![],
+            store: StoreChoice::None,
+            store_budget: 1 << 20,
+            deadline: Duration::from_secs(10),
+            max_spec_len: 1 << 20,
+        });
+        Self {
+            worker: worker.expect("a worker"),
+            puppet: endpoint,
+            dir,
+            _runtime: runtime,
+        }
+    }
+
+    fn with(shows: impl FnOnce(HeadKey) -> Shows, says: Resolved) -> Self {
+        Self::new(|key| Puppet {
+            shows: shows(key),
+            says,
+        })
+    }
+
+    async fn read(&self) -> Result<Answer, String> {
+        let read = self.worker.get("etl/a", Freshness::Strict).await;
+        read.map_err(|error| match error {
+            ReadError::Get(error) => {
+                let hops: Vec<_> = error.hops().iter().map(ToString::to_string).collect();
+                format!("{error}: {}", hops.join("; "))
+            }
+            ReadError::Name(error) => panic!("{error}"),
+        })
+    }
+
+    /// Makes the worker pin `key` and nothing else.
+    fn pin(&self, key: &HeadKey) {
+        let path = self.dir.path().join("worker/n/trust.yaml");
+        let trust = format!("cluster: test\nhead_keys:\n- {}\n", key.pinned());
+        fs::write(path, trust).expect("write");
+        let identity = self.worker.0.engine.endpoint().identity();
+        assert!(identity.reload().expect("a good file"));
+    }
+}
+
+fn stranger() -> HeadKey {
+    HeadKey::from_bytes([8; 32])
+}
+
+#[tokio::test]
+async fn the_holder_of_the_pinned_key_is_believed_also_in_a_later_epoch() {
+    let later = Resolved {
+        epoch: Epoch::new(3),
+        ..state(5)
+    };
+    for says in [state(5), later] {
+        let stage = Stage::with(Shows::Proof, says.clone());
+        let answer = stage.read().await.expect("an answer");
+        assert_eq!(answer.spec, None);
+        assert_eq!(answer.proof.snapshot.expect("asked").epoch, says.epoch);
+    }
+}
+
+#[tokio::test]
+async fn a_coordinators_certificate_without_the_pinned_key_proves_nothing() {
+    let other_catalog = Resolved {
+        catalog: catalog(2),
+        ..state(5)
+    };
+    let other_epoch = Resolved {
+        epoch: Epoch::new(1),
+        ..state(5)
+    };
+    type Choice = fn(HeadKey) -> Shows;
+    let cases: [(Choice, Resolved, &str); 5] = [
+        (|_| Shows::Proof(stranger()), state(5), "no head key pinned"),
+        (Shows::Replay, state(5), "no head key pinned"),
+        (|_| Shows::Nothing, state(5), "has proven none"),
+        (Shows::Proof, other_catalog, "speaks for"),
+        (Shows::Proof, other_epoch, "has proven epoch 2"),
+    ];
+    for (shows, says, why) in cases {
+        let stage = Stage::with(shows, says);
+        let error = stage.read().await.expect_err("not believed");
+        assert!(error.contains(why), "{why}: {error}");
+        assert!(error.contains("no proof that any copy"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_no_longer_pinned_ends_the_live_connection_too() {
+    let stage = Stage::with(Shows::Proof, state(5));
+    stage.read().await.expect("pinned");
+    assert!(stage.puppet.connections() > 0);
+    stage.pin(&stranger());
+    // Live connections are looked at right after the reload, on another thread.
+    let refused = async {
+        loop {
+            if let Err(error) = stage.read().await
+                && error.contains("no head key pinned")
+            {
+                return;
+            }
+        }
+    };
+    let refused = tokio::time::timeout(Duration::from_secs(10), refused);
+    refused.await.expect("the live connection goes on");
+}
