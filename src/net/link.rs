@@ -345,12 +345,13 @@ impl Inner {
         let connection = connecting
             .await
             .map_err(|error| self.not_connected(error))?;
-        let hello = self.hello(&connection).await;
-        if hello.is_err() {
-            self.endpoint.live.remove(&connection);
-            close(&connection, CloseCode::Done);
-        }
-        hello
+        let mut unfinished = Unfinished {
+            shared: &self.endpoint,
+            connection: Some(connection.clone()),
+        };
+        let up = self.hello(&connection).await?;
+        unfinished.connection = None;
+        Ok(up)
     }
 
     /// With TLS 1.3 a refused certificate of ours shows only here.
@@ -436,6 +437,22 @@ impl Drop for Inner {
     fn drop(&mut self) {
         if let Some(up) = self.state().live.take() {
             close(&up.connection, CloseCode::Done);
+        }
+    }
+}
+
+/// Closes and forgets a connection whose hello failed, or was given up.
+struct Unfinished<'a> {
+    shared: &'a Shared,
+    /// `None` once it is up.
+    connection: Option<Connection>,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.shared.live.remove(&connection);
+            close(&connection, CloseCode::Done);
         }
     }
 }

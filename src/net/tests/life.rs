@@ -52,6 +52,34 @@ async fn a_silent_address_costs_one_dial_and_is_named() {
 }
 
 #[tokio::test]
+async fn a_dial_that_is_given_up_at_hello_leaves_no_connection() {
+    let (certs, runtime) = (Certs::new(), Runtime::start().expect("a thread"));
+    let server = raw(Some(trust::server_config(
+        &certs.load("dev/coordinator/c1"),
+    )));
+    let mut options = options();
+    options.limits.dial = Duration::from_millis(300);
+    let worker = bind(&runtime, certs.load("dev/worker/w1"), options);
+    let addr = server.local_addr().expect("bound").to_string();
+    let link = Link::new(&worker, addr, Wanted::Coordinator);
+    // The handshake is answered, the hello never is.
+    let silent = tokio::spawn(async move {
+        let incoming = server.accept().await.expect("a dial");
+        incoming.await.expect("a handshake").closed().await
+    });
+    let error = status(&link).await.expect_err("silence");
+    assert_eq!(error.kind(), "dial-timeout", "{error:?}");
+    eventually(async || worker.connections() == 0).await;
+    let closed = tokio::time::timeout(Duration::from_secs(10), silent);
+    let closed = closed.await.expect("it stays open").expect("no panic");
+    let code = CloseCode::Done.number().into();
+    assert!(
+        matches!(&closed, quinn::ConnectionError::ApplicationClosed(close) if close.error_code == code),
+        "{closed:?}"
+    );
+}
+
+#[tokio::test]
 async fn addresses_that_make_no_sense_say_so() {
     let pair = Pair::new();
     for (addr, kind) in [
