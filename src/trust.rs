@@ -29,7 +29,7 @@ mod load;
 mod tls;
 mod verify;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
@@ -57,6 +57,8 @@ struct Shared {
     options: IdentityOptions,
     uri: NodeUri,
     current: ArcSwap<Credentials>,
+    /// Why the last reload failed, so that it is said once and not every few seconds.
+    refused: Mutex<Option<String>>,
     /// Counts successful reloads that changed something.
     changes: watch::Sender<u64>,
 }
@@ -77,6 +79,7 @@ impl Identity {
             options,
             uri: credentials.uri().clone(),
             current: ArcSwap::from_pointee(credentials),
+            refused: Mutex::default(),
             changes: watch::Sender::new(0),
         })))
     }
@@ -91,7 +94,8 @@ impl Identity {
         self.0.current.load_full()
     }
 
-    /// Reads the files again and returns whether anything changed. Blocks on the disk.
+    /// Reads the files again and returns whether anything changed. Blocks on the disk. Logs what
+    /// changed, and what is wrong once.
     ///
     /// # Errors
     /// [`IdentityError`]; what was in force stays in force.
@@ -102,17 +106,38 @@ impl Identity {
             }
             Err(IdentityError::renamed(&self.0.paths, self.uri(), &fresh))
         });
-        let fresh = fresh.inspect_err(|error| {
-            tracing::warn!(%error, hint = error.hint(), "identity not reloaded, the old one stays");
-        })?;
+        let fresh = fresh.inspect_err(|error| self.refuse(error))?;
+        *self.refused() = None;
         if fresh.digest() == self.current().digest() {
             return Ok(false);
         }
         fresh.warn_if_refused();
         self.0.current.store(Arc::new(fresh));
         self.0.changes.send_modify(|count| *count += 1);
-        tracing::info!(uri = %self.uri(), "identity reloaded");
+        tracing::info!(uri = %self.uri(), "certificates and trust reloaded");
         Ok(true)
+    }
+
+    fn refuse(&self, error: &IdentityError) {
+        // With its causes: the same file may be wrong in another way next.
+        let text = format!("{error:?}");
+        let mut refused = self.refused();
+        if refused.as_ref() == Some(&text) {
+            return;
+        }
+        *refused = Some(text);
+        tracing::error!(
+            error = error as &dyn std::error::Error,
+            hint = error.hint(),
+            "the old certificates and trust stay in force"
+        );
+    }
+
+    fn refused(&self) -> MutexGuard<'_, Option<String>> {
+        self.0
+            .refused
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Wakes whoever must look at live connections again.

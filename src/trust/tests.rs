@@ -299,3 +299,49 @@ fn throwaway_clusters_are_known_by_name_and_may_have_open_keys() {
     chmod(&worker.join("key.pem"), 0o644);
     load(&worker).expect("everyone has these keys anyway");
 }
+
+#[test]
+fn a_file_that_stays_wrong_is_said_once_and_another_fault_again() {
+    let ca = cluster();
+    let issued = issue::issue(ca.path(), &order(Role::Worker, "w1")).expect("issue");
+    let identity = load(&issued.dir).expect("load");
+    let trust = issued.dir.join("trust.yaml");
+    let good = fs::read(&trust).expect("there");
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let subscriber = tracing_subscriber::fmt().with_writer(Log(Arc::clone(&log)));
+    tracing::subscriber::with_default(subscriber.finish(), || {
+        for text in ["cluster: [", "cluster: {"] {
+            for _ in 0..3 {
+                fs::write(&trust, text).expect("write");
+                identity.reload().expect_err("no trust file");
+            }
+        }
+        fs::write(&trust, good).expect("write");
+        identity.reload().expect("good again");
+        fs::write(&trust, "cluster: [").expect("write");
+        identity.reload().expect_err("no trust file");
+    });
+    let log = String::from_utf8(log.lock().expect("whole").clone()).expect("text");
+    assert_eq!(log.matches("stay in force").count(), 3, "{log}");
+}
+
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for &Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("whole").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> tracing_subscriber::fmt::MakeWriter<'a> for Log {
+    type Writer = &'a Self;
+
+    fn make_writer(&'a self) -> &'a Self {
+        self
+    }
+}
