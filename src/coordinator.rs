@@ -110,6 +110,7 @@ impl Coordinator {
             max_spec_len: config.max_spec_len,
             limits: Limits::default(),
         };
+        daemon::watch(&runtime, &identity);
         let endpoint = Endpoint::start(runtime.handle(), port, identity, options)?;
         let mut engine = None;
         let mut storage = None;

@@ -10,7 +10,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use crate::answer::Failure;
 use crate::bridge::http::{HttpOptions, ServeError, Server, SocketError, UnixOptions};
 use crate::config::{IdentityPaths, LocalConfig};
-use crate::net::BindError;
+use crate::net::{BindError, Runtime};
 use crate::proto::code::Code;
 use crate::proto::coordinator::ReplayError;
 use crate::spec::SyntaxError;
@@ -25,8 +25,14 @@ use crate::trust::{self, Identity, IdentityError, IdentityOptions};
 /// The version that nodes tell each other.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// How often certificates and trust are looked at for a change.
-const RELOAD_EVERY: Duration = Duration::from_secs(5);
+/// How often certificates and trust are looked at for a change; tests do not wait as long.
+const RELOAD_EVERY: Duration = match cfg!(test) {
+    true => Duration::from_millis(50),
+    false => Duration::from_secs(5),
+};
+
+/// How often the samples of histograms are put together.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// How long a daemon that was told to stop finishes what it has begun.
 pub(crate) const DRAIN: Duration = Duration::from_secs(5);
@@ -211,41 +217,44 @@ pub(crate) fn load_identity(paths: &IdentityPaths) -> Result<Identity, IdentityE
     Identity::load(files, options)
 }
 
-/// Looks at the files of `identity` every few seconds and on SIGHUP, for as long as it is polled.
-pub(crate) async fn watch(identity: &Identity) {
-    let mut hangup = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup()).ok();
-    let mut ticks = tokio::time::interval(RELOAD_EVERY);
-    ticks.tick().await;
-    let mut told = false;
+/// Looks at the files of `identity` every few seconds until `runtime` stops, for a daemon and for
+/// a node within another program alike.
+pub(crate) fn watch(runtime: &Runtime, identity: &Identity) {
+    let identity = identity.clone();
+    runtime.handle().spawn(async move {
+        let mut ticks = tokio::time::interval(RELOAD_EVERY);
+        loop {
+            ticks.tick().await;
+            reload(&identity).await;
+        }
+    });
+}
+
+/// The same on SIGHUP, whose handler is a daemon's to take, for as long as it is polled.
+async fn hangups(identity: &Identity) {
+    let signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
+    let Ok(mut signal) = signal else {
+        return std::future::pending().await;
+    };
+    while signal.recv().await.is_some() {
+        tracing::info!("SIGHUP: looking at certificates and trust");
+        reload(identity).await;
+    }
+}
+
+/// What came of it is logged where it is known.
+async fn reload(identity: &Identity) {
+    let identity = identity.clone();
+    let _ = tokio::task::spawn_blocking(move || identity.reload()).await;
+}
+
+/// Calls `chore` again and again: without it, the samples of every histogram would stay in memory
+/// until someone asks for the metrics.
+async fn upkeep(chore: impl Fn()) {
+    let mut ticks = tokio::time::interval(UPKEEP_EVERY);
     loop {
-        let forced = async {
-            match &mut hangup {
-                Some(hangup) => hangup.recv().await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = ticks.tick() => {}
-            _ = forced => tracing::info!("SIGHUP: looking at certificates and trust"),
-        }
-        match identity.reload() {
-            Ok(true) => {
-                told = false;
-                tracing::info!(uri = %identity.uri(), "certificates and trust reloaded");
-            }
-            Ok(false) => told = false,
-            Err(error) if !told => {
-                // Once per change: a file that stays wrong is not said every few seconds.
-                told = true;
-                let hint = error.hint();
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    hint,
-                    "the old certificates and trust stay in force"
-                );
-            }
-            Err(_) => {}
-        }
+        ticks.tick().await;
+        chore();
     }
 }
 
@@ -265,7 +274,7 @@ pub(crate) async fn local(
     .await
 }
 
-/// Runs the local socket and the watch until `shutdown`.
+/// Runs the local socket, and what a daemon does besides, until `shutdown`.
 pub(crate) async fn serve_local(
     server: Server,
     identity: &Identity,
@@ -273,7 +282,8 @@ pub(crate) async fn serve_local(
 ) {
     tokio::select! {
         () = server.run(shutdown) => {}
-        () = watch(identity) => {}
+        () = hangups(identity) => {}
+        () = upkeep(|| if let Some(metrics) = install_metrics() { metrics.run_upkeep() }) => {}
     }
 }
 
@@ -297,4 +307,19 @@ pub(crate) fn bad_syntax(error: SyntaxError) -> Failure {
         _ => Code::Invalid,
     };
     Failure::new(code.as_str(), error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn histograms_are_put_together_although_nobody_asks_for_them() {
+        let done = Cell::new(0);
+        let running = upkeep(|| done.set(done.get() + 1));
+        let _ = tokio::time::timeout(UPKEEP_EVERY * 10, running).await;
+        assert!((10..=11).contains(&done.get()), "{}", done.get());
+    }
 }

@@ -11,7 +11,7 @@ mod service;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::engine::Engine;
@@ -50,7 +50,8 @@ pub struct Worker(Arc<Node>);
 #[derive(Debug)]
 pub(crate) struct Node {
     engine: Arc<Engine>,
-    runtime: Runtime,
+    /// `None` once it has been stopped.
+    runtime: Mutex<Option<Runtime>>,
     deadline: Duration,
     store_dir: Option<PathBuf>,
     started: Instant,
@@ -133,6 +134,7 @@ impl Worker {
             max_spec_len: config.max_spec_len,
             limits: Limits::default(),
         };
+        daemon::watch(&runtime, &identity);
         let endpoint = Endpoint::start(runtime.handle(), port, identity, options)?;
         let machine = Config {
             coordinators: config
@@ -147,7 +149,7 @@ impl Worker {
         runtime.handle().spawn(keep_links(Arc::downgrade(&engine)));
         Ok(Self(Arc::new(Node {
             engine,
-            runtime,
+            runtime: Mutex::new(Some(runtime)),
             deadline: config.deadline,
             store_dir: match &config.store {
                 StoreChoice::Directory(dir) => Some(dir.clone()),
@@ -197,14 +199,22 @@ impl Worker {
     }
 
     /// Takes no further read, finishes what is in progress within a few seconds, tells peers,
-    /// and writes what the cache still holds in memory.
+    /// and writes what the cache still holds in memory. The store is closed when this returns,
+    /// unless another clone is left.
     pub async fn stop(self) {
         self.0.engine.stop_reads();
-        let engine = Arc::clone(&self.0.engine);
-        let drained = self.0.runtime.handle().spawn(async move {
-            engine.endpoint().drain(daemon::DRAIN).await;
+        let runtime = self.0.runtime.lock();
+        let runtime = runtime.unwrap_or_else(PoisonError::into_inner).take();
+        let Some(runtime) = runtime else {
+            return;
+        };
+        let endpoint = self.0.engine.endpoint().clone();
+        let drained = runtime.handle().spawn(async move {
+            endpoint.drain(daemon::DRAIN).await;
         });
         let _ = drained.await;
+        // The tasks hold the engine, and the engine the store.
+        runtime.stop();
     }
 }
 

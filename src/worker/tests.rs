@@ -93,6 +93,7 @@ impl Service for Puppet {
 struct Stage {
     dir: TempDir,
     worker: Worker,
+    config: WorkerConfig,
     puppet: Endpoint,
     _runtime: Runtime,
 }
@@ -137,7 +138,7 @@ impl Stage {
         let endpoint = Endpoint::start(runtime.handle(), port, identity, options).expect("bind");
         endpoint.serve(Arc::new(puppet));
         let addr = endpoint.local_addr().to_string();
-        let worker = Worker::start(&WorkerConfig {
+        let config = WorkerConfig {
             identity: issued(dir.path(), Role::Worker),
             local: LocalConfig {
                 socket: dir.path().join("w.sock"),
@@ -155,9 +156,10 @@ impl Stage {
             store_budget: 1 << 20,
             deadline: Duration::from_secs(10),
             max_spec_len: 1 << 20,
-        });
+        };
         Self {
-            worker: worker.expect("a worker"),
+            worker: Worker::start(&config).expect("a worker"),
+            config,
             puppet: endpoint,
             dir,
             _runtime: runtime,
@@ -182,13 +184,11 @@ impl Stage {
         })
     }
 
-    /// Makes the worker pin `key` and nothing else.
+    /// Makes the worker pin `key` and nothing else, once it looks at its files.
     fn pin(&self, key: &HeadKey) {
         let path = self.dir.path().join("worker/n/trust.yaml");
         let trust = format!("cluster: test\nhead_keys:\n- {}\n", key.pinned());
         fs::write(path, trust).expect("write");
-        let identity = self.worker.0.engine.endpoint().identity();
-        assert!(identity.reload().expect("a good file"));
     }
 }
 
@@ -242,7 +242,7 @@ async fn a_key_that_is_no_longer_pinned_ends_the_live_connection_too() {
     stage.read().await.expect("pinned");
     assert!(stage.puppet.connections() > 0);
     stage.pin(&stranger());
-    // Live connections are looked at right after the reload, on another thread.
+    // Nobody tells the worker to look.
     let refused = async {
         loop {
             if let Err(error) = stage.read().await
@@ -254,4 +254,16 @@ async fn a_key_that_is_no_longer_pinned_ends_the_live_connection_too() {
     };
     let refused = tokio::time::timeout(Duration::from_secs(10), refused);
     refused.await.expect("the live connection goes on");
+}
+
+#[tokio::test]
+async fn a_store_is_closed_when_its_worker_has_stopped() {
+    let stage = Stage::with(Shows::Proof, state(5));
+    let mut config = stage.config.clone();
+    config.store = StoreChoice::Directory(stage.dir.path().join("store"));
+    for _ in 0..10 {
+        let worker = Worker::start(&config).expect("the store is free");
+        worker.get("etl/a", Freshness::Strict).await.expect("up");
+        worker.stop().await;
+    }
 }
