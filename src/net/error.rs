@@ -196,7 +196,10 @@ impl LinkError {
             Self::OtherVersion => Some("update the older end"),
             Self::WrongNode { .. } => Some("check the address and the peer's certificate"),
             Self::Unproven(_) => Some("compare `head_keys` in trust.yaml with the coordinator's"),
-            Self::Closed(CloseCode::Revoked) => Some(Untrusted::Revoked.hint()),
+            Self::Closed(CloseCode::Revoked) => {
+                Some("compare `revoked` in trust.yaml and ca.pem of both ends")
+            }
+            Self::Closed(CloseCode::Expired) => Some(Untrusted::Expired.hint()),
             _ => None,
         }
     }
@@ -214,7 +217,21 @@ impl LinkError {
                 | Self::SelfUntrusted(_)
                 | Self::WrongNode { .. }
                 | Self::Unproven(_)
-                | Self::Closed(CloseCode::Revoked | CloseCode::WrongNode | CloseCode::Unproven)
+                | Self::Closed(
+                    CloseCode::Revoked
+                        | CloseCode::Expired
+                        | CloseCode::WrongNode
+                        | CloseCode::Unproven
+                )
+        )
+    }
+
+    /// Whether the connection went away under the call, so that a new one may do: the peer has
+    /// restarted, or a certificate that has been renewed since was shown when it began.
+    pub const fn is_lost(&self) -> bool {
+        matches!(
+            self,
+            Self::Lost(_) | Self::Closed(CloseCode::Expired) | Self::ClosedHere
         )
     }
 

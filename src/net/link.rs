@@ -20,7 +20,7 @@ use crate::identity::{NodeUri, Role};
 use crate::proto::code::CloseCode;
 use crate::proto::limit::MAX_FRAME_LEN;
 use crate::proto::wire::{Hello, Request, Response, Welcome, decode_answer};
-use crate::trust::Usage;
+use crate::trust::{Credentials, Usage};
 
 /// TLS wants a name; certificates are checked by their URI, so any will do.
 const SERVER_NAME: &str = "larder";
@@ -100,6 +100,8 @@ pub(super) struct Up {
     pub(super) connection: Connection,
     pub(super) uri: NodeUri,
     pub(super) welcome: Welcome,
+    /// What this node was when it dialled.
+    own: Arc<Credentials>,
 }
 
 impl Link {
@@ -159,6 +161,8 @@ impl Link {
         let state = self.0.state();
         let closed = state.live.as_ref().map(|up| up.connection.close_reason());
         match (&state.failed, closed) {
+            // It is up, even if a dial that was to replace it has failed.
+            (_, Some(None)) => false,
             // A dial that succeeds clears the failure, so this one came after that connection.
             (Some(failed), _) => failed.error.is_untrusted(),
             (None, Some(Some(reason))) => LinkError::from(reason).is_untrusted(),
@@ -214,22 +218,16 @@ impl Link {
         let mut dial = {
             let mut state = self.0.state();
             if let Some(up) = state.up() {
+                if self.0.is_outdated(&up) && state.may_dial(false).is_ok() {
+                    // It does for now; the next call goes over the new one.
+                    let _ = self.dialling(&mut state);
+                }
                 return Ok(up);
             }
-            // A dial whose task is gone never ends.
-            let running = state.dial.clone().filter(|dial| dial.has_changed().is_ok());
-            match running {
-                Some(dial) => dial,
-                None => {
-                    state.may_dial(dial_now)?;
-                    let (done, dial) = watch::channel(None);
-                    state.dial = Some(dial.clone());
-                    // In a task, so that a caller who gives up does not end it for the others.
-                    let inner = self.0.clone();
-                    self.0.endpoint.handle.spawn(inner.dial(done));
-                    dial
-                }
+            if state.running().is_none() {
+                state.may_dial(dial_now)?;
             }
+            self.dialling(&mut state)
         };
         match dial.wait_for(Option::is_some).await {
             Ok(done) => done.clone().unwrap_or(Err(LinkError::ClosedHere)),
@@ -239,7 +237,26 @@ impl Link {
     }
 }
 
+impl Link {
+    /// The dial that is running, or a new one.
+    fn dialling(&self, state: &mut State) -> watch::Receiver<Dialled> {
+        if let Some(dial) = state.running() {
+            return dial;
+        }
+        let (done, dial) = watch::channel(None);
+        state.dial = Some(dial.clone());
+        // In a task, so that a caller who gives up does not end it for the others.
+        self.0.endpoint.handle.spawn(self.0.clone().dial(done));
+        dial
+    }
+}
+
 impl State {
+    fn running(&self) -> Option<watch::Receiver<Dialled>> {
+        // A dial whose task is gone never ends.
+        self.dial.clone().filter(|dial| dial.has_changed().is_ok())
+    }
+
     fn up(&self) -> Option<Arc<Up>> {
         let up = self.live.as_ref()?;
         up.connection.close_reason().is_none().then(|| up.clone())
@@ -298,6 +315,13 @@ impl Inner {
         self.state().up()
     }
 
+    /// Whether it was dialled with another certificate than this node has now: the other end
+    /// closes it when that one expires, whatever it is doing then.
+    fn is_outdated(&self, up: &Up) -> bool {
+        let now = self.endpoint.identity.current();
+        !Arc::ptr_eq(&now, &up.own) && now.certificate() != up.own.certificate()
+    }
+
     async fn dial(self: Arc<Self>, done: watch::Sender<Dialled>) {
         let within = self.endpoint.options.limits.dial;
         let deadline = Instant::now() + within;
@@ -337,6 +361,7 @@ impl Inner {
 
     async fn dial_one(&self, addr: SocketAddr) -> Result<Up, LinkError> {
         let client = self.endpoint.client.clone();
+        let own = self.endpoint.identity.current();
         let connecting = self.endpoint.quinn.connect_with(client, addr, SERVER_NAME);
         let connecting = connecting.map_err(|error| match error {
             quinn::ConnectError::EndpointStopping => LinkError::ClosedHere,
@@ -349,13 +374,13 @@ impl Inner {
             shared: &self.endpoint,
             connection: Some(connection.clone()),
         };
-        let up = self.hello(&connection).await?;
+        let up = self.hello(&connection, own).await?;
         unfinished.connection = None;
         Ok(up)
     }
 
     /// With TLS 1.3 a refused certificate of ours shows only here.
-    async fn hello(&self, connection: &Connection) -> Result<Up, LinkError> {
+    async fn hello(&self, connection: &Connection, own: Arc<Credentials>) -> Result<Up, LinkError> {
         let shared = &self.endpoint;
         let uri = shared
             .live
@@ -390,6 +415,7 @@ impl Inner {
                     connection: connection.clone(),
                     uri,
                     welcome,
+                    own,
                 })
             }
             Ok(_) => Err(LinkError::unexpected()),
@@ -430,6 +456,13 @@ impl Inner {
             }
             error => error.into(),
         }
+    }
+}
+
+impl Drop for Up {
+    /// One that a new one has replaced ends with the last call over it.
+    fn drop(&mut self) {
+        close(&self.connection, CloseCode::Done);
     }
 }
 

@@ -63,11 +63,10 @@ impl LiveConnections {
         self.lock().insert(connection.stable_id(), entry);
         let trust = identity.current();
         let checked = trust.trust().check(&chain, usage, UnixTime::now());
-        if checked.is_err() {
+        checked.inspect_err(|reason| {
             self.remove(connection);
-            close(connection, CloseCode::Revoked);
-        }
-        checked
+            close(connection, code_of(*reason));
+        })
     }
 
     /// Asks who vouches for a connection, now and at every later check. Kept first, as in
@@ -88,6 +87,13 @@ impl LiveConnections {
 
     pub(super) fn len(&self) -> usize {
         self.lock().len()
+    }
+
+    /// What each peer showed.
+    #[cfg(test)]
+    pub(super) fn chains(&self) -> Vec<Vec<CertificateDer<'static>>> {
+        let entries = self.lock();
+        entries.values().map(|entry| entry.chain.clone()).collect()
     }
 
     /// Checks every peer again and closes what no longer passes; returns how many.
@@ -120,7 +126,7 @@ impl LiveConnections {
         let Err(reason) = trust.trust().check(&chain, usage, now) else {
             return vouched.is_some_and(|vouched| unproven(&connection, &vouched));
         };
-        close(&connection, CloseCode::Revoked);
+        close(&connection, code_of(reason));
         let addr = connection.remote_address();
         tracing::warn!(%addr, %reason, hint = reason.hint(), "connection closed: no longer trusted");
         metrics::counter!("larder_connections_revoked_total", "reason" => reason.as_str())
@@ -136,6 +142,13 @@ impl LiveConnections {
 
 pub(super) fn close(connection: &Connection, code: CloseCode) {
     connection.close(code.number().into(), code.as_str().as_bytes());
+}
+
+const fn code_of(reason: Untrusted) -> CloseCode {
+    match reason {
+        Untrusted::Expired => CloseCode::Expired,
+        _ => CloseCode::Revoked,
+    }
 }
 
 /// Closes a connection that nobody vouches for any more.

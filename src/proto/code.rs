@@ -92,7 +92,7 @@ codes! {
         BadHello = 1, "bad-hello";
         /// The node is shutting down.
         Draining = 2, "draining";
-        /// The certificate is revoked, expired, or its CA is no longer trusted.
+        /// The certificate is revoked, or its CA is no longer trusted.
         Revoked = 3, "revoked";
         /// The certificate's URI is not that of a node of this cluster, or not of the wanted role.
         WrongNode = 4, "wrong-node";
@@ -100,6 +100,9 @@ codes! {
         Busy = 5, "busy";
         /// No pinned head key made the proof in the welcome.
         Unproven = 6, "unproven";
+        /// The certificate that the handshake showed has expired: a new connection shows the one
+        /// that has replaced it.
+        Expired = 7, "expired";
     }
 }
 

@@ -129,6 +129,11 @@ impl Credentials {
         self.head_key.as_ref()
     }
 
+    /// The certificate that this node shows, the rest of its chain behind it.
+    pub(crate) fn certificate(&self) -> &[CertificateDer<'static>] {
+        &self.key.cert
+    }
+
     pub(super) fn certified_key(&self) -> Arc<CertifiedKey> {
         self.key.clone()
     }

@@ -176,7 +176,7 @@ fn failed(trouble: Trouble) -> Event {
     let reason = trouble.reason();
     let unreachable = match trouble {
         Trouble::Link(LinkError::Refused(refusal)) => return Event::Refused(refusal),
-        Trouble::Link(LinkError::Lost(_)) => return Event::Lost { reason },
+        Trouble::Link(error) if error.is_lost() => return Event::Lost { reason },
         Trouble::Link(error) => !error.is_peers_fault(),
         Trouble::Head(_) => true,
         Trouble::Order => false,

@@ -31,10 +31,11 @@ pub(super) async fn to_coordinator(
     for link in engine.coordinator_links() {
         let ask = || link.ask(request, body.clone(), patience(request));
         let mut answer = ask().await;
-        if let Err(Trouble::Link(LinkError::Lost(_))) = answer
+        if let Err(Trouble::Link(error)) = &answer
+            && error.is_lost()
             && repeatable
         {
-            // It has restarted: a new connection may do.
+            // A new connection may do.
             answer = ask().await;
         }
         match answer {
