@@ -55,6 +55,7 @@ pub use self::client::HttpClient;
 pub use self::server::{HttpOptions, ServeError, Server, UnixOptions};
 pub use self::socket::SocketError;
 use crate::api::Api;
+use crate::proto::limit::DEFAULT_DEADLINE;
 
 /// Connections at once per listener. Further ones wait in the kernel's backlog.
 pub const MAX_CONNECTIONS: usize = 256;
@@ -125,6 +126,11 @@ pub trait Node: Send + Sync {
 
     /// Largest spec that it takes, in bytes.
     fn max_spec_len(&self) -> u64;
+
+    /// How long a read may take that does not say so itself.
+    fn deadline(&self) -> Duration {
+        DEFAULT_DEADLINE
+    }
 
     /// Whether it can do its work now.
     ///

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::json;
@@ -185,6 +186,10 @@ impl http::Node for Local {
 
     fn max_spec_len(&self) -> u64 {
         crate::spec::MAX_SPEC_LEN
+    }
+
+    fn deadline(&self) -> Duration {
+        self.0.deadline
     }
 
     /// A worker can serve what it can prove as soon as its store is open.

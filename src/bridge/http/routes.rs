@@ -24,7 +24,6 @@ use super::respond::{self, invalid};
 use super::{DEFAULT_PAGE, MAX_DEADLINE, MAX_JSON_LEN, Node, backup};
 use crate::answer::{Failure, Freshness, Query, Target};
 use crate::proto::code::Code;
-use crate::proto::limit::DEFAULT_DEADLINE;
 use crate::proto::wire::{GetLog, List, Publish, PublishName};
 use crate::spec::{Mismatch, Spec, SpecHash, SpecName, Syntax, SyntaxError};
 
@@ -80,7 +79,7 @@ async fn get_spec(
     let query = Query {
         target: Target::Name(name),
         freshness: params.get("at")?.map_or(Freshness::Strict, Freshness::At),
-        deadline: deadline(&params)?,
+        deadline: deadline(&surface, &params)?,
     };
     read(&surface, query, &headers).await
 }
@@ -95,7 +94,7 @@ async fn get_blob(
     let query = Query {
         target: Target::Hash(hash),
         freshness: Freshness::Strict,
-        deadline: deadline(&params)?,
+        deadline: deadline(&surface, &params)?,
     };
     read(&surface, query, &headers).await
 }
@@ -342,9 +341,9 @@ fn note_and_key(params: &Params) -> Result<(String, Option<[u8; 16]>), Failure> 
     ))
 }
 
-fn deadline(params: &Params) -> Result<Duration, Failure> {
+fn deadline(surface: &Surface, params: &Params) -> Result<Duration, Failure> {
     let Some(millis) = params.get("deadline_ms")? else {
-        return Ok(DEFAULT_DEADLINE);
+        return Ok(surface.node.deadline());
     };
     let deadline = Duration::from_millis(millis);
     if deadline.is_zero() || deadline > MAX_DEADLINE {

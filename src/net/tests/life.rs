@@ -187,14 +187,14 @@ async fn a_renewed_certificate_is_shown_at_once_and_old_connections_stay() {
     let ca = tempfile::tempdir().expect("a temporary directory");
     issue::init(ca.path(), "test.example").expect("init");
     let mut order = issue::Order {
-        role: crate::identity::Role::Coordinator,
+        role: Role::Coordinator,
         name: "c1".to_owned(),
         valid_for: issue::NODE_VALIDITY,
         out: None,
         force: true,
     };
     let coordinator = issue::issue(ca.path(), &order).expect("issue");
-    order.role = crate::identity::Role::Worker;
+    order.role = Role::Worker;
     let worker = issue::issue(ca.path(), &order).expect("issue");
     let runtime = Runtime::start().expect("a thread");
     let coordinator_id = load(&coordinator.dir);
@@ -204,7 +204,7 @@ async fn a_renewed_certificate_is_shown_at_once_and_old_connections_stay() {
     let before = link(&worker, &server, Wanted::Coordinator);
     status(&before).await.expect("the first certificate");
 
-    order.role = crate::identity::Role::Coordinator;
+    order.role = Role::Coordinator;
     issue::issue(ca.path(), &order).expect("renew");
     assert!(coordinator_id.reload().expect("a good pair"));
     let after = link(&worker, &server, Wanted::Coordinator);

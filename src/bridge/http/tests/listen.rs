@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,7 +24,7 @@ use crate::bridge::http::{
     WRITE_STALL,
 };
 use crate::proto::wire::{GetLog, List, Listing, Log};
-use crate::spec::{Spec, Syntax};
+use crate::spec::{Spec, SpecHash, Syntax};
 
 async fn bind(path: PathBuf, group: Option<&str>) -> Result<Server, ServeError> {
     let group = group.map(Into::into);
@@ -203,6 +203,8 @@ struct SlowNode {
     shelf: Shelf,
     entered: Arc<Semaphore>,
     allowed: Arc<Semaphore>,
+    /// Of each read.
+    deadlines: Arc<Mutex<Vec<Duration>>>,
 }
 
 impl SlowNode {
@@ -212,6 +214,7 @@ impl SlowNode {
             shelf: Shelf::new(),
             entered: Arc::clone(&entered),
             allowed: Arc::clone(&allowed),
+            deadlines: Arc::default(),
         };
         (node, entered, allowed)
     }
@@ -219,7 +222,8 @@ impl SlowNode {
 
 impl Api for SlowNode {
     fn get(&self, query: Query) -> Reply<'_, Answer> {
-        Box::pin(async {
+        Box::pin(async move {
+            self.deadlines.lock().expect("whole").push(query.deadline);
             self.entered.add_permits(1);
             let _permit = self.allowed.acquire().await;
             self.shelf.get(query).await
@@ -252,6 +256,10 @@ impl Node for SlowNode {
         1 << 20
     }
 
+    fn deadline(&self) -> Duration {
+        Duration::from_millis(1_234)
+    }
+
     fn ready(&self) -> Result<(), String> {
         Ok(())
     }
@@ -259,6 +267,25 @@ impl Node for SlowNode {
     fn metrics(&self) -> String {
         String::new()
     }
+}
+
+#[tokio::test]
+async fn a_read_without_a_deadline_has_the_nodes() {
+    let (node, _, allowed) = SlowNode::new();
+    allowed.add_permits(3);
+    let deadlines = Arc::clone(&node.deadlines);
+    let daemon = Daemon::start(node).await;
+    let hash = format!("/v1/blobs/{}", SpecHash::from_bytes([7; 32]));
+    for path in ["/v1/specs/a", &hash, "/v1/specs/a?deadline_ms=5"] {
+        daemon.ask(&format!("GET {path}")).await;
+    }
+    let millis: Vec<_> = deadlines
+        .lock()
+        .expect("whole")
+        .iter()
+        .map(Duration::as_millis)
+        .collect();
+    assert_eq!(millis, [1_234, 1_234, 5]);
 }
 
 #[tokio::test]
