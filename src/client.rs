@@ -43,7 +43,6 @@ impl Client {
             store: StoreChoice::None,
             store_budget: MEMORY,
             deadline: config.deadline,
-            max_spec_len: config.max_spec_len,
         };
         Ok(Self(Worker::open(&config, loaded)?))
     }

@@ -143,7 +143,8 @@ pub struct CoordinatorConfig {
     /// `~/.local/state/larder/coordinator`.
     pub store: StoreChoice,
     /// Largest spec that it takes, 1 byte to 16 MiB. Default 1 MiB; more costs memory per
-    /// publish and per read.
+    /// publish and per read. Workers have no limit of their own below 16 MiB: one that refused
+    /// what its coordinator took would fail reads of a good definition.
     pub max_spec_len: u64,
     /// Start a new epoch: the operator says that going back was meant. Only a flag.
     pub new_epoch: bool,
@@ -172,8 +173,6 @@ pub struct WorkerConfig {
     pub store_budget: u64,
     /// How long a read may take unless it says otherwise, up to 1 h. Default 10 s.
     pub deadline: Duration,
-    /// Largest spec that it takes from others, 1 byte to 16 MiB. Default 1 MiB.
-    pub max_spec_len: u64,
 }
 
 /// Configuration of a command that asks a node.
@@ -284,7 +283,6 @@ impl WorkerConfig {
             coordinators,
             peers: pick.list(Field::Peers, MAX_PEERS)?,
             deadline: deadline(&mut pick)?,
-            max_spec_len: max_spec_len(&mut pick)?,
             local: local(&mut pick)?,
             identity: pick.identity()?,
             log: log(&mut pick)?,

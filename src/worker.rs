@@ -23,7 +23,7 @@ use crate::daemon::{self, RunError};
 use crate::identity::Role;
 use crate::net::{Endpoint, EndpointOptions, Limits, Port, Runtime};
 use crate::proto::worker::Config;
-use crate::spec::{NameError, SpecName};
+use crate::spec::{MAX_SPEC_LEN, NameError, SpecName};
 use crate::store::cache::{self, WorkerStore};
 use crate::trust::Identity;
 
@@ -131,7 +131,7 @@ impl Worker {
                 .reset_key(rand::random())
                 .map_err(|error| RunError::Disk(with_causes(&error)))?,
             agent: daemon::agent(),
-            max_spec_len: config.max_spec_len,
+            max_spec_len: MAX_SPEC_LEN,
             limits: Limits::default(),
         };
         daemon::watch(&runtime, &identity);

@@ -16,6 +16,9 @@ use super::option::{DaemonArgs, GlobalArgs};
   larder coordinator --store none          hold no catalog, say so to whoever asks
   larder config check coordinator          show every option and its origin")]
 pub(crate) struct Args {
+    /// Largest spec that it takes, up to 16MiB [env: LARDER_MAX_SPEC_LEN]
+    #[arg(long, value_name = "SIZE")]
+    max_spec_len: Option<String>,
     /// Key that signs heads, instead of DIR/head.key
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     head_key: Option<String>,
@@ -30,6 +33,7 @@ pub(crate) fn run(args: &Args, global: &GlobalArgs) -> anyhow::Result<()> {
     let sources = global.sources(|flags| {
         args.daemon.add(flags);
         flags
+            .set(Field::MaxSpecLen, args.max_spec_len.as_ref())
             .set(Field::HeadKey, args.head_key.as_ref())
             .set_switch(Field::NewEpoch, args.new_epoch);
     });

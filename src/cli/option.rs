@@ -121,9 +121,6 @@ pub(crate) struct DaemonArgs {
     /// Store directory, or `none` [env: LARDER_STORE]
     #[arg(long, value_name = "DIR")]
     store: Option<String>,
-    /// Largest spec, up to 16MiB [env: LARDER_MAX_SPEC_LEN]
-    #[arg(long, value_name = "SIZE")]
-    max_spec_len: Option<String>,
     /// Local Unix socket [env: LARDER_SOCKET]
     #[arg(long, value_name = "PATH")]
     socket: Option<String>,
@@ -142,7 +139,6 @@ impl DaemonArgs {
         flags
             .set(Field::Listen, self.listen.as_ref())
             .set(Field::Store, self.store.as_ref())
-            .set(Field::MaxSpecLen, self.max_spec_len.as_ref())
             .set(Field::Socket, self.socket.as_ref())
             .set(Field::SocketGroup, self.socket_group.as_ref())
             .set(Field::Http, self.http.as_ref());

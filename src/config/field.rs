@@ -47,7 +47,7 @@ fields! {
     /// How long a read may take.
     Deadline = "deadline", "--deadline", [Worker Client];
     /// The largest spec.
-    MaxSpecLen = "max_spec_len", "--max-spec-len", [Coordinator Worker Client];
+    MaxSpecLen = "max_spec_len", "--max-spec-len", [Coordinator Client];
     /// The local Unix socket.
     Socket = "socket", "--socket", [Coordinator Worker Client];
     /// Who besides the owner may use that socket.

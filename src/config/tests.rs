@@ -182,16 +182,6 @@ fn without_a_home_a_path_must_be_given() {
 fn an_error_names_the_option_the_value_and_the_bounds() {
     for (field, value, expected) in [
         (
-            Field::MaxSpecLen,
-            "17MiB",
-            "`max_spec_len` cannot be `17MiB` (flag --max-spec-len): a spec has between 1 byte and 16MiB",
-        ),
-        (
-            Field::MaxSpecLen,
-            "0",
-            "`max_spec_len` cannot be `0` (flag --max-spec-len): a spec has between 1 byte and 16MiB",
-        ),
-        (
             Field::StoreBudget,
             "1MiB",
             "`store_budget` cannot be `1MiB` (flag --store-budget): at least 32MiB are needed",
@@ -223,6 +213,20 @@ fn an_error_names_the_option_the_value_and_the_bounds() {
         home.error()
             .starts_with("`log` cannot be `larder=loud` (flag --log): ")
     );
+}
+
+#[test]
+fn only_who_takes_definitions_has_a_limit_for_them() {
+    let mut home = Home::new();
+    home.sources.flags.set(Field::MaxSpecLen, Some("17MiB"));
+    let error = CoordinatorConfig::load(&home.sources).expect_err("too large");
+    assert_eq!(
+        error.to_string(),
+        "`max_spec_len` cannot be `17MiB` (flag --max-spec-len): a spec has between 1 byte and 16MiB"
+    );
+    let worker = home.worker().expect("not a worker's option");
+    let fields: Vec<_> = worker.effective.iter().map(|one| one.field).collect();
+    assert!(!fields.contains(&Field::MaxSpecLen));
 }
 
 #[test]

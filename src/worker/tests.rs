@@ -155,7 +155,6 @@ impl Stage {
             store: StoreChoice::None,
             store_budget: 1 << 20,
             deadline: Duration::from_secs(10),
-            max_spec_len: 1 << 20,
         };
         Self {
             worker: Worker::start(&config).expect("a worker"),

@@ -80,7 +80,6 @@ async fn a_worker_in_process_reads_over_quic_and_then_from_its_store() {
         store: StoreChoice::Directory(dir.join("w")),
         store_budget: 64 << 20,
         deadline: Duration::from_secs(10),
-        max_spec_len: 1 << 20,
     })
     .expect("a worker");
     for hop in [Hop::Coordinator(addr.clone()), Hop::Disk] {
