@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 
 use super::head::{PinnedKeys, check_answer, proven};
+use crate::answer::GetError;
 use crate::net::{Endpoint, Exchange, Link, LinkError, Patience, Wanted};
 use crate::proto::limit::MAX_NAMES_PER_RESOLVE;
 use crate::proto::wire::{GetBlob, Outcome, Request, Resolve, Response};
@@ -31,15 +32,16 @@ impl CoordinatorLink {
         &self.link
     }
 
-    /// Asks something whose answer is one frame without a body.
+    /// Asks something whose answer is one frame without a body, and gives with it what it came on.
     pub(super) async fn ask(
         &self,
         request: &Request,
         body: Bytes,
         patience: Patience,
-    ) -> Result<Response, Trouble> {
+    ) -> Result<(Response, Exchange), Trouble> {
         let mut exchange = self.link.call(request, body, patience).await?;
-        self.next(&mut exchange).await
+        let response = self.next(&mut exchange).await?;
+        Ok((response, exchange))
     }
 
     /// Whether nothing but certificates or trust was in the way last time.
@@ -139,6 +141,8 @@ pub(super) enum Trouble {
     Link(LinkError),
     /// Whoever answers may not speak for the catalog.
     Head(String),
+    /// It is of another catalog than this worker's, or older than what has been seen.
+    Untrue(GetError),
     /// The answer belongs to another question.
     Order,
 }
@@ -149,7 +153,7 @@ impl Trouble {
         match self {
             Self::Link(error) => error.is_untrusted(),
             Self::Head(_) => true,
-            Self::Order => false,
+            Self::Untrue(_) | Self::Order => false,
         }
     }
 
@@ -161,6 +165,7 @@ impl Trouble {
                 None => error.to_string(),
             },
             Self::Head(reason) => reason.clone(),
+            Self::Untrue(error) => error.to_string(),
             Self::Order => "it answered another question".to_owned(),
         }
     }
@@ -179,7 +184,7 @@ fn failed(trouble: Trouble) -> Event {
         Trouble::Link(error) if error.is_lost() => return Event::Lost { reason },
         Trouble::Link(error) => !error.is_peers_fault(),
         Trouble::Head(_) => true,
-        Trouble::Order => false,
+        Trouble::Untrue(_) | Trouble::Order => false,
     };
     Event::Failed {
         reason,

@@ -6,10 +6,13 @@ use bytes::Bytes;
 
 use super::call::{CoordinatorLink, Trouble};
 use super::engine::Engine;
-use crate::answer::{Failure, Hop, HopFailure};
+use super::head::{check_answer, proven};
+use crate::answer::{Failure, GetError, Hop, HopFailure};
+use crate::catalog::{CatalogId, Epoch, Revision};
 use crate::net::{LinkError, Patience};
 use crate::proto::code::Code;
-use crate::proto::wire::{Request, Response};
+use crate::proto::wire::{Request, Response, Welcome};
+use crate::proto::worker::Mark;
 
 /// A publish waits for two fsyncs at the coordinator, behind whatever is queued there.
 const PUBLISH_PATIENCE: Duration = Duration::from_secs(60);
@@ -28,8 +31,10 @@ pub(super) async fn to_coordinator(
         Request::Publish(publish) => publish.key.is_some(),
         _ => true,
     };
+    // Before anything is sent: what is seen meanwhile is no measure for these answers.
+    let mark = engine.machine().mark();
     for link in engine.coordinator_links() {
-        let ask = || link.ask(request, body.clone(), patience(request));
+        let ask = || ask(link, request, body.clone(), mark);
         let mut answer = ask().await;
         if let Err(Trouble::Link(error)) = &answer
             && error.is_lost()
@@ -45,6 +50,7 @@ pub(super) async fn to_coordinator(
             {
                 return Err(refusal.into());
             }
+            Err(Trouble::Untrue(error)) => return Err(tried.untrue(link, error)),
             Err(trouble) => {
                 let dialled = !matches!(trouble, Trouble::Link(LinkError::Dial { .. }));
                 tried.add(link, &trouble);
@@ -57,6 +63,17 @@ pub(super) async fn to_coordinator(
     Err(tried.failure("no coordinator answered"))
 }
 
+async fn ask(
+    link: &CoordinatorLink,
+    request: &Request,
+    body: Bytes,
+    mark: Option<Mark>,
+) -> Result<Response, Trouble> {
+    let (response, exchange) = link.ask(request, body, patience(request)).await?;
+    check(exchange.welcome(), request, &response, mark)?;
+    Ok(response)
+}
+
 fn patience(request: &Request) -> Patience {
     let mut patience = Patience {
         dial_now: true,
@@ -66,6 +83,92 @@ fn patience(request: &Request) -> Patience {
         patience.first_byte = PUBLISH_PATIENCE;
     }
     patience
+}
+
+/// Whether an answer is of the catalog that was proven, and may follow what had been seen.
+fn check(
+    welcome: &Welcome,
+    request: &Request,
+    response: &Response,
+    mark: Option<Mark>,
+) -> Result<(), Trouble> {
+    // A coordinator without a catalog has a status too.
+    if matches!(request, Request::GetStatus) {
+        return Ok(());
+    }
+    let proven = proven(welcome).map_err(Trouble::Head)?;
+    let said = Said::of(request, response);
+    if let Some(said) = &said {
+        check_answer(welcome, said.catalog, said.epoch).map_err(Trouble::Head)?;
+    }
+    match mark {
+        Some(mark) => compare(mark, proven, said).map_err(Trouble::Untrue),
+        None => Ok(()),
+    }
+}
+
+/// What an answer says of the state of the catalog.
+struct Said {
+    catalog: CatalogId,
+    epoch: Epoch,
+    rev: Revision,
+    /// Whether `rev` is the newest one, and not one that was asked for or that an earlier publish
+    /// made.
+    newest: bool,
+}
+
+impl Said {
+    /// `None` for answers that say nothing of it.
+    fn of(request: &Request, response: &Response) -> Option<Self> {
+        Some(match (request, response) {
+            (Request::List(list), Response::Listing(listing)) => Self {
+                catalog: listing.catalog,
+                epoch: listing.epoch,
+                rev: listing.rev,
+                newest: list.at.is_none(),
+            },
+            (Request::GetLog(get), Response::Log(log)) => Self {
+                catalog: log.catalog,
+                epoch: log.epoch,
+                rev: log
+                    .entries
+                    .first()
+                    .map_or(Revision::ZERO, |first| first.rev),
+                newest: get.name.is_none() && get.before.is_none() && get.limit > 0,
+            },
+            (Request::Publish(publish), Response::Published(published)) => Self {
+                catalog: published.catalog,
+                epoch: published.epoch,
+                rev: published.rev,
+                // With a key it may be the answer to the first of several.
+                newest: publish.key.is_none() && published.changed > 0,
+            },
+            _ => return None,
+        })
+    }
+}
+
+/// Whether an answer may follow what had been seen when it was asked for.
+fn compare(mark: Mark, proven: CatalogId, said: Option<Said>) -> Result<(), GetError> {
+    if proven != mark.catalog {
+        return Err(GetError::WrongCatalog {
+            known: mark.catalog,
+            got: proven,
+            hops: Vec::new(),
+        });
+    }
+    match said {
+        Some(said)
+            if said.epoch < mark.epoch
+                || (said.newest && said.epoch == mark.epoch && said.rev < mark.rev) =>
+        {
+            Err(GetError::Quarantined {
+                known: mark.rev,
+                got: said.rev,
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The addresses that did not answer.
@@ -81,6 +184,16 @@ impl Tried {
         let reason = trouble.reason();
         self.hops.push(HopFailure { hop, reason });
         self.untrusted += usize::from(trouble.is_untrusted());
+    }
+
+    /// One answered, and what it said cannot be.
+    fn untrue(mut self, link: &CoordinatorLink, error: GetError) -> Failure {
+        let mut failure = Failure::from(error);
+        let hop = Hop::Coordinator(link.link().addr().to_owned());
+        let reason = failure.message.clone();
+        self.hops.push(HopFailure { hop, reason });
+        failure.hops = self.hops;
+        failure
     }
 
     fn failure(self, message: &str) -> Failure {

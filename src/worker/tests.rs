@@ -9,14 +9,17 @@ use bytes::Bytes;
 use tempfile::TempDir;
 
 use super::*;
-use crate::answer::Freshness;
+use crate::answer::{Failure, Freshness};
 use crate::catalog::{
     CatalogId, Epoch, Head, HeadHash, HeadKey, Revision, SessionClaim, StateRoot,
 };
 use crate::config::{IdentityPaths, LocalConfig, LogConfig, LogFormat};
 use crate::net::{Peer, Reply, Service, SessionKey};
-use crate::proto::code::{Code, Refusal};
-use crate::proto::wire::{HeadBytes, Outcome, ProofBytes, Request, Resolved, Response};
+use crate::proto::wire::{
+    GetLog, HeadBytes, List, Listing, Log, LogEntry, Missing, Outcome, ProofBytes, Publish,
+    PublishedRev, Request, Resolved, Response,
+};
+use crate::store::mark::HighWater;
 use crate::trust::issue;
 
 /// What a coordinator shows in its welcome.
@@ -73,13 +76,52 @@ impl Service for Puppet {
     }
 
     async fn serve(&self, _: Peer, request: Request, _: Bytes, reply: &mut Reply) {
-        let Request::Resolve(resolve) = request else {
-            let refusal = Refusal::new(Code::Internal, "not in this test");
-            return reply.refuse(&refusal).await.expect("the worker waits");
+        let Resolved {
+            catalog,
+            epoch,
+            rev,
+        } = self.says;
+        let response = match request {
+            Request::Resolve(resolve) => return self.resolve(resolve.names.len(), reply).await,
+            Request::List(_) => Response::Listing(Listing {
+                catalog,
+                epoch,
+                rev,
+                records: vec![],
+                more: false,
+            }),
+            Request::GetLog(_) => Response::Log(Log {
+                catalog,
+                epoch,
+                oldest: Revision::new(1),
+                entries: vec![LogEntry {
+                    rev,
+                    by: String::new(),
+                    at_unix_ms: 0,
+                    note: String::new(),
+                    changed: 1,
+                    version: None,
+                }],
+                more: false,
+            }),
+            Request::Have(_) => Response::Missing(Missing { hashes: vec![] }),
+            Request::Publish(_) => Response::Published(PublishedRev {
+                catalog,
+                epoch,
+                rev,
+                changed: 1,
+            }),
+            other => panic!("{other:?}"),
         };
+        reply.send(&response).await.expect("the worker waits");
+    }
+}
+
+impl Puppet {
+    async fn resolve(&self, names: usize, reply: &mut Reply) {
         // A worker that stops believing goes away in the middle.
         let _ = reply.send(&Response::Resolved(self.says.clone())).await;
-        for _ in resolve.names {
+        for _ in 0..names {
             let outcome = Outcome {
                 version: None,
                 body: false,
@@ -265,4 +307,82 @@ async fn a_store_is_closed_when_its_worker_has_stopped() {
         worker.get("etl/a", Freshness::Strict).await.expect("up");
         worker.stop().await;
     }
+}
+
+/// What each forwarded request comes to at a worker that has seen `mark`, when the coordinator
+/// says revision 5 of catalog 1 in epoch 2.
+async fn forwarded(mark: Resolved) -> [&'static str; 7] {
+    let stage = Stage::with(Shows::Proof, state(5));
+    let dir = stage.dir.path().join("seen");
+    let (store, _) = WorkerStore::open(&dir, cache::Options::default()).expect("a store");
+    let high = HighWater {
+        catalog: mark.catalog,
+        epoch: mark.epoch,
+        rev: mark.rev,
+        head: HeadHash::NONE,
+    };
+    store.raise_high_water(high).expect("written");
+    drop(store);
+    let mut config = stage.config.clone();
+    config.store = StoreChoice::Directory(dir);
+    config.identity = issued(stage.dir.path(), Role::Publisher);
+    let identity = daemon::load_identity(&config.identity).expect("an identity");
+    let publisher = Worker::open(&config, identity).expect("opened");
+    let api = publisher.api();
+    let list = |at| List {
+        at,
+        prefix: String::new(),
+        after: None,
+        deleted: false,
+        limit: 1,
+    };
+    let log = |name| GetLog {
+        name,
+        before: None,
+        limit: 1,
+    };
+    let publish = |key| Publish {
+        key,
+        note: String::new(),
+        changes: vec![],
+    };
+    let name = "etl/a".parse().expect("a name");
+    [
+        outcome(api.list(list(None)).await),
+        outcome(api.list(list(Some(Revision::new(3)))).await),
+        outcome(api.log(log(None)).await),
+        outcome(api.log(log(Some(name))).await),
+        outcome(api.publish(publish(None)).await),
+        outcome(api.publish(publish(Some([1; 16]))).await),
+        outcome(api.missing(vec![]).await),
+    ]
+}
+
+fn outcome<T>(result: Result<T, Failure>) -> &'static str {
+    match result.as_ref().map_err(|failure| failure.code.as_str()) {
+        Ok(_) => "ok",
+        Err("quarantined") => "quarantined",
+        Err("wrong-catalog") => "wrong-catalog",
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn what_is_passed_on_is_held_against_what_has_been_seen() {
+    let (ok, back) = ("ok", "quarantined");
+    assert_eq!(forwarded(state(5)).await, [ok; 7]);
+    // Older revisions are what some of them ask for.
+    let newer = forwarded(state(9)).await;
+    assert_eq!(newer, [back, ok, back, ok, back, ok, ok]);
+    let later = Resolved {
+        epoch: Epoch::new(3),
+        ..state(1)
+    };
+    let later = forwarded(later).await;
+    assert_eq!(later, [back, back, back, back, back, back, ok]);
+    let other = Resolved {
+        catalog: catalog(2),
+        ..state(5)
+    };
+    assert_eq!(forwarded(other).await, ["wrong-catalog"; 7]);
 }
