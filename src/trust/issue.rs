@@ -83,10 +83,11 @@ pub struct Order {
 /// [`IssueError::Exists`] when there is a CA already, which is never overwritten, and every other
 /// [`IssueError`]; files written before the error stay.
 pub fn init(dir: &Path, cluster: &str) -> Result<Initialised, IssueError> {
-    let ca_key_path = dir.join("ca.key");
-    for path in [&ca_key_path, &dir.join("ca.pem"), &dir.join("head.key")] {
+    // All of them before the first is written: half an authority is worse than none.
+    for file in ["ca.key", "head.key", "ca.pem", "trust.yaml"] {
+        let path = dir.join(file);
         if path.exists() {
-            return Err(IssueError::Exists(path.clone()));
+            return Err(IssueError::Exists(path));
         }
     }
     let authority = Authority::generate(cluster, CA_VALIDITY)?;

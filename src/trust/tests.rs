@@ -92,6 +92,15 @@ fn nothing_is_overwritten_unless_forced_and_a_ca_never() {
         issue::init(ca.path(), CLUSTER),
         Err(IssueError::Exists(_))
     ));
+    for file in ["ca.key", "head.key", "ca.pem", "trust.yaml"] {
+        let half = tempfile::tempdir().expect("a temporary directory");
+        let path = half.path().join(file);
+        fs::write(&path, "here before").expect("write");
+        let error = issue::init(half.path(), CLUSTER).expect_err("refused");
+        assert!(matches!(error, IssueError::Exists(found) if found == path));
+        let files = fs::read_dir(half.path()).expect("there").count();
+        assert_eq!(files, 1, "half an authority beside {file}");
+    }
     let mut order = order(Role::Reader, "r1");
     issue::issue(ca.path(), &order).expect("issue");
     assert!(matches!(
