@@ -73,8 +73,20 @@ impl Site {
 
     /// Runs a command to its end.
     pub(crate) fn run(&self, args: &[&str]) -> Ended {
-        let output = self.command(args).output().expect("it starts");
-        Ended::new(args, &output)
+        let mut command = self.command(args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().expect("it starts");
+        let pid = Pid::from_child(&child);
+        let (send, ended) = channel();
+        thread::spawn(move || send.send(child.wait_with_output()));
+        match ended.recv_timeout(PATIENCE) {
+            Ok(output) => Ended::new(args, &output.expect("its output")),
+            Err(_) => {
+                let _ = kill_process(pid, Signal::KILL);
+                let killed = ended.recv_timeout(PATIENCE);
+                panic!("{args:?} does not end: {killed:?}");
+            }
+        }
     }
 
     /// A command that sees nothing of this machine's configuration.
