@@ -3,6 +3,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use larder::config::{CoordinatorConfig, Field, StoreChoice};
+use larder::store::lock::LockError;
 use larder::store::vault::{self, RestoreError};
 
 use super::complaint::Complaint;
@@ -53,7 +54,15 @@ fn restore(store: &Path, mut input: &mut dyn Read) -> anyhow::Result<String> {
     let report = vault::restore(store, &mut input).map_err(|error| {
         let (exit, hint) = match &error {
             RestoreError::NotEmpty { .. } => (Exit::Store, "name a new directory with `--store`"),
-            RestoreError::Lock(_) => (Exit::Store, "stop the coordinator first"),
+            RestoreError::Lock(LockError::Held { .. }) => {
+                (Exit::Store, "stop the process that has it first")
+            }
+            RestoreError::Lock(LockError::OtherRole { .. }) => {
+                (Exit::Store, "name another directory with `--store`")
+            }
+            RestoreError::Lock(LockError::Io { .. }) => {
+                (Exit::Store, "check that this user may write there")
+            }
             RestoreError::Output(_) => (Exit::Store, "check the disk and its free space"),
             RestoreError::NewerFormat { .. } | RestoreError::Unknown { .. } => (
                 Exit::BadInput,
@@ -76,4 +85,17 @@ fn restore(store: &Path, mut input: &mut dyn Read) -> anyhow::Result<String> {
         report.names,
         report.bodies
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_cannot_be_made_is_not_blamed_on_a_running_coordinator() {
+        // Nobody may make a directory there, not even root.
+        let error = restore(Path::new("/proc/larder"), &mut &b""[..]).expect_err("refused");
+        let complaint = format!("{:?}", error.downcast_ref::<Complaint>());
+        assert!(complaint.contains("may write there"), "{complaint}");
+    }
 }
