@@ -281,9 +281,11 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     daemon::install_metrics();
+    // Before anything happens that cannot be taken back, such as a new epoch.
+    let listeners = daemon::local(&config.local).await?;
     let coordinator = Coordinator::start(&config)?;
     let node = Arc::clone(&coordinator.node);
-    let server = daemon::local(&config.local, Arc::new(local::Local(Arc::clone(&node)))).await?;
+    let server = listeners.with(Arc::new(local::Local(Arc::clone(&node))));
     tracing::info!(
         uri = %node.endpoint.identity().uri(),
         listen = %node.endpoint.local_addr(),

@@ -2,13 +2,13 @@
 
 use std::future::Future;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 use crate::answer::Failure;
-use crate::bridge::http::{HttpOptions, ServeError, Server, SocketError, UnixOptions};
+use crate::bridge::http::{Listeners, ServeError, Server, SocketError, UnixOptions};
 use crate::config::{IdentityPaths, LocalConfig};
 use crate::net::{BindError, Runtime};
 use crate::proto::code::Code;
@@ -259,19 +259,12 @@ async fn upkeep(chore: impl Fn()) {
 }
 
 /// Binds the local socket.
-pub(crate) async fn local(
-    config: &LocalConfig,
-    node: Arc<dyn crate::bridge::http::Node>,
-) -> Result<Server, ServeError> {
-    Server::bind(HttpOptions {
-        unix: Some(UnixOptions {
-            path: config.socket.clone(),
-            group: config.socket_group.clone(),
-        }),
-        tcp: config.http,
-        node,
-    })
-    .await
+pub(crate) async fn local(config: &LocalConfig) -> Result<Listeners, ServeError> {
+    let unix = UnixOptions {
+        path: config.socket.clone(),
+        group: config.socket_group.clone(),
+    };
+    Listeners::bind(Some(&unix), config.http).await
 }
 
 /// Runs the local socket, and what a daemon does besides, until `shutdown`.

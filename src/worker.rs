@@ -224,9 +224,9 @@ impl Worker {
 /// [`RunError`] when it cannot start; nothing was changed then.
 pub async fn run(config: WorkerConfig, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
     daemon::install_metrics();
+    let listeners = daemon::local(&config.local).await?;
     let worker = Worker::start(&config)?;
-    let server =
-        daemon::local(&config.local, Arc::new(local::Local(Arc::clone(&worker.0)))).await?;
+    let server = listeners.with(Arc::new(local::Local(Arc::clone(&worker.0))));
     let endpoint = worker.0.engine.endpoint().clone();
     tracing::info!(
         uri = %endpoint.identity().uri(),

@@ -52,7 +52,7 @@ use std::io;
 use std::time::Duration;
 
 pub use self::client::HttpClient;
-pub use self::server::{HttpOptions, ServeError, Server, UnixOptions};
+pub use self::server::{HttpOptions, Listeners, ServeError, Server, UnixOptions};
 pub use self::socket::SocketError;
 use crate::api::Api;
 use crate::proto::limit::DEFAULT_DEADLINE;

@@ -364,3 +364,28 @@ fn a_node_that_is_not_there_is_said_to_be_unreachable() {
     let get = site.run(&[&get[..], &["--deadline", "500ms"]].concat());
     get.fails(4, &[&addr]);
 }
+
+#[test]
+fn a_coordinator_without_its_socket_begins_no_epoch() {
+    let site = Site::new();
+    let certs = site.identity("coordinator", "c");
+    let epoch = |coordinator: &Daemon| {
+        let status = site.run(&["status", "--json", "--socket", coordinator.socket()]);
+        status.json()["epoch"].clone()
+    };
+    let coordinator = site.coordinator("c");
+    let before = epoch(&coordinator);
+    coordinator.stop();
+    let taken = site.write("taken.sock", "no socket");
+    let args = [
+        "coordinator",
+        "--certs",
+        &certs,
+        "--new-epoch",
+        "--socket",
+        &taken,
+    ];
+    let end = site.start(&args, "c").expect_err("the socket is a file");
+    end.fails(9, &["taken.sock"]);
+    assert_eq!(epoch(&site.coordinator("c")), before);
+}

@@ -64,10 +64,45 @@ pub enum ServeError {
     Socket(#[from] SocketError),
 }
 
-/// Local HTTP that is bound and not yet served. Dropping it removes the socket's file.
-pub struct Server {
+/// Addresses that are taken before there is a node to answer there, so that a node which cannot
+/// have them does not begin its work. Dropping it removes the socket's file.
+pub struct Listeners {
     unix: Option<(UnixListener, SocketFile)>,
     tcp: Option<(TcpListener, SocketAddr)>,
+}
+
+impl Listeners {
+    /// Takes the addresses. Connections wait until [`Server::run`].
+    ///
+    /// # Errors
+    /// [`ServeError`]; nothing is left behind then, except a directory for the socket.
+    pub async fn bind(
+        unix: Option<&UnixOptions>,
+        tcp: Option<SocketAddr>,
+    ) -> Result<Self, ServeError> {
+        let tcp = match tcp {
+            Some(addr) => Some(bind_tcp(addr).await?),
+            None => None,
+        };
+        let unix = match unix {
+            Some(unix) => Some(socket::bind(unix).await?),
+            None => None,
+        };
+        Ok(Self { unix, tcp })
+    }
+
+    /// Says who answers.
+    pub fn with(self, node: Arc<dyn Node>) -> Server {
+        Server {
+            listeners: self,
+            node,
+        }
+    }
+}
+
+/// Local HTTP that is bound and not yet served. Dropping it removes the socket's file.
+pub struct Server {
+    listeners: Listeners,
     node: Arc<dyn Node>,
 }
 
@@ -77,24 +112,13 @@ impl Server {
     /// # Errors
     /// [`ServeError`]; nothing is left behind then, except a directory for the socket.
     pub async fn bind(options: HttpOptions) -> Result<Self, ServeError> {
-        let tcp = match options.tcp {
-            Some(addr) => Some(bind_tcp(addr).await?),
-            None => None,
-        };
-        let unix = match &options.unix {
-            Some(unix) => Some(socket::bind(unix).await?),
-            None => None,
-        };
-        Ok(Self {
-            unix,
-            tcp,
-            node: options.node,
-        })
+        let listeners = Listeners::bind(options.unix.as_ref(), options.tcp).await?;
+        Ok(listeners.with(options.node))
     }
 
     /// The TCP address, with the port that was taken.
     pub fn tcp_addr(&self) -> Option<SocketAddr> {
-        self.tcp.as_ref().map(|(_, addr)| *addr)
+        self.listeners.tcp.as_ref().map(|(_, addr)| *addr)
     }
 
     /// Serves until `shutdown` ends; then requests in progress have [`STOP_DEADLINE`].
@@ -111,7 +135,7 @@ impl Server {
         };
         let (stop, stopping) = watch::channel(false);
         let mut listeners = JoinSet::new();
-        if let Some((listener, file)) = self.unix {
+        if let Some((listener, file)) = self.listeners.unix {
             listeners.spawn(serve(
                 listener,
                 Some(file),
@@ -119,7 +143,7 @@ impl Server {
                 stopping.clone(),
             ));
         }
-        if let Some((listener, _)) = self.tcp {
+        if let Some((listener, _)) = self.listeners.tcp {
             listeners.spawn(serve(listener, None, routes(Door::Tcp), stopping.clone()));
         }
         shutdown.await;
