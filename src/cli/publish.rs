@@ -14,6 +14,7 @@ use larder::spec::{SpecName, Syntax};
 use serde_json::json;
 
 use self::plan::{Definition, Rules};
+pub(super) use self::send::with_key;
 use super::complaint::Complaint;
 use super::connect::{Purpose, connect};
 use super::exit::Exit;
@@ -228,7 +229,7 @@ fn parse_prefix(text: &str) -> Result<String, String> {
     Ok(prefix.to_owned())
 }
 
-fn parse_key(text: &str) -> Result<IdempotencyKey, String> {
+pub(super) fn parse_key(text: &str) -> Result<IdempotencyKey, String> {
     let wants = || "a key is 32 hex digits".to_owned();
     if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(wants());

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use larder::answer::{Freshness, Query, Target};
 use larder::api::Api;
-use larder::catalog::Revision;
+use larder::catalog::{IdempotencyKey, Revision};
 use larder::proto::wire::{Publish, PublishName};
 use larder::spec::{SpecName, Syntax};
 
@@ -11,7 +11,7 @@ use super::connect::{Purpose, connect};
 use super::exit::Exit;
 use super::get::absent;
 use super::option::{ClientArgs, GlobalArgs};
-use super::publish::{check_note, random_key, report};
+use super::publish::{check_note, parse_key, random_key, report, with_key};
 use super::screen::Screen;
 
 /// Publish an old revision of a name again.
@@ -31,6 +31,12 @@ pub(crate) struct Args {
     /// Why, for the history [default: revert to revision REV]
     #[arg(long, value_name = "TEXT", value_parser = check_note)]
     note: Option<String>,
+    /// Revert only if the name's last change was in this revision [default: the current one]
+    #[arg(long, value_name = "REV")]
+    expect_rev: Option<Revision>,
+    /// Repeat the revert that this key began [default: a new key]
+    #[arg(long, value_name = "HEX", value_parser = parse_key, requires = "expect_rev")]
+    idempotency_key: Option<IdempotencyKey>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -58,7 +64,13 @@ async fn revert(
     };
     // The current revision is read before anything else: what is published after this point is
     // never overwritten unseen.
-    let now = api.get(read(Freshness::Strict)).await?;
+    let expect = match args.expect_rev {
+        Some(rev) => rev,
+        None => {
+            let now = api.get(read(Freshness::Strict)).await?;
+            now.proof.record_rev.unwrap_or(Revision::ZERO)
+        }
+    };
     let query = read(Freshness::At(args.rev));
     let old = api.get(query.clone()).await?;
     let Some(spec) = old.spec.clone() else {
@@ -80,14 +92,26 @@ async fn revert(
         name: args.name.clone(),
         hash: Some(spec.hash()),
         len: spec.len(),
-        expect: Some(now.proof.record_rev.unwrap_or(Revision::ZERO)),
+        expect: Some(expect),
     };
     let publish = Publish {
-        key: Some(random_key()),
+        key: Some(args.idempotency_key.unwrap_or_else(random_key)),
         note: note.unwrap_or_else(|| format!("revert to revision {}", args.rev)),
         changes: vec![change],
     };
-    let published = api.publish(publish.clone()).await?;
+    let published = api.publish(publish.clone()).await;
+    let published = published.map_err(|failure| {
+        let mut failure = with_key(failure, &publish);
+        // The repetition must ask for the same.
+        if let Some(hint) = failure.hint.take() {
+            let repeats = hint.contains("--idempotency-key") && args.expect_rev.is_none();
+            failure.hint = Some(match repeats {
+                true => format!("{hint} and `--expect-rev {expect}`"),
+                false => hint,
+            });
+        }
+        failure
+    })?;
     Ok(report(&publish.changes, &published, screen)?)
 }
 
@@ -101,6 +125,8 @@ mod tests {
             name: "a".parse().expect("good"),
             rev: Revision::new(rev),
             note: None,
+            expect_rev: None,
+            idempotency_key: None,
             client: ClientArgs::default(),
         };
         let deadline = Duration::from_secs(1);
@@ -138,5 +164,27 @@ mod tests {
         let fake = Fake::with(&[("a", "old")]);
         let out = revert_to(&fake, 1).expect("fine");
         assert!(out.ends_with("nothing changed, revision 1\n"), "{out}");
+    }
+
+    #[test]
+    fn a_revert_with_a_key_asks_for_the_same_each_time() {
+        let fake = Fake::with(&[("a", "old")]);
+        fake.put(&[("a", "new")]);
+        let args = Args {
+            name: "a".parse().expect("good"),
+            rev: Revision::new(1),
+            note: None,
+            expect_rev: Some(Revision::new(2)),
+            idempotency_key: Some([7; 16]),
+            client: ClientArgs::default(),
+        };
+        let deadline = Duration::from_secs(1);
+        run_on(false, async |screen| {
+            revert(&fake, &args, deadline, screen).await
+        })
+        .expect("published");
+        let last = &fake.history()[2];
+        assert_eq!(last.key, Some([7; 16]));
+        assert_eq!(last.changes[0].expect, Some(Revision::new(2)));
     }
 }

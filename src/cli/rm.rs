@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use larder::api::Api;
-use larder::catalog::Revision;
+use larder::catalog::{IdempotencyKey, Revision};
 use larder::proto::wire::{Publish, PublishName};
 use larder::spec::SpecName;
 
@@ -9,7 +9,7 @@ use super::complaint::Complaint;
 use super::connect::{Purpose, connect};
 use super::exit::Exit;
 use super::option::{ClientArgs, GlobalArgs};
-use super::publish::{check_note, random_key, report};
+use super::publish::{check_note, parse_key, random_key, report, with_key};
 use super::records::{current, did_you_mean};
 use super::screen::Screen;
 
@@ -35,6 +35,10 @@ pub(crate) struct Args {
     /// Why, for the history
     #[arg(long, value_name = "TEXT", default_value = "", value_parser = check_note)]
     note: String,
+    /// Repeat the deletion that this key began, without a look whether the names are there
+    /// [default: a new key]
+    #[arg(long, value_name = "HEX", value_parser = parse_key)]
+    idempotency_key: Option<IdempotencyKey>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -55,7 +59,8 @@ async fn rm(api: &dyn Api, args: &Args, screen: &mut Screen<'_>) -> anyhow::Resu
         let message = "`--expect-rev` goes with exactly one name";
         return Err(Complaint::new(Exit::Usage, message).into());
     }
-    if !args.force {
+    // What is repeated may have deleted them already.
+    if !args.force && args.idempotency_key.is_none() {
         for name in &names {
             if current(api, name).await?.is_none() {
                 return Err(not_there(api, name).await.into());
@@ -69,11 +74,12 @@ async fn rm(api: &dyn Api, args: &Args, screen: &mut Screen<'_>) -> anyhow::Resu
         expect: args.expect_rev,
     };
     let publish = Publish {
-        key: Some(random_key()),
+        key: Some(args.idempotency_key.unwrap_or_else(random_key)),
         note: args.note.clone(),
         changes: names.into_iter().map(change).collect(),
     };
-    let published = api.publish(publish.clone()).await?;
+    let published = api.publish(publish.clone()).await;
+    let published = published.map_err(|failure| with_key(failure, &publish))?;
     Ok(report(&publish.changes, &published, screen)?)
 }
 
@@ -100,6 +106,7 @@ mod tests {
             expect_rev: expect.map(Revision::new),
             force: false,
             note: String::new(),
+            idempotency_key: None,
             client: ClientArgs::default(),
         };
         run_on(false, async |screen| rm(fake, &args, screen).await).map(|(out, _)| out)
@@ -129,5 +136,22 @@ mod tests {
         assert_eq!(Exit::of(&error), Exit::Refused);
         let error = delete(&fake, &["a", "b"], Some(1)).expect_err("two names");
         assert_eq!(Exit::of(&error), Exit::Usage);
+    }
+
+    #[test]
+    fn a_deletion_with_a_key_can_be_repeated() {
+        let fake = Fake::with(&[("a", "1")]);
+        let args = Args {
+            names: vec!["a".parse().expect("good")],
+            expect_rev: None,
+            force: false,
+            note: String::new(),
+            idempotency_key: Some([7; 16]),
+            client: ClientArgs::default(),
+        };
+        for _ in 0..2 {
+            run_on(false, async |screen| rm(&fake, &args, screen).await).expect("deleted");
+        }
+        assert_eq!(fake.history()[1].key, Some([7; 16]));
     }
 }

@@ -40,7 +40,7 @@ pub(super) async fn send(
 }
 
 /// When nobody knows whether it happened, the way out is to repeat it with the same key.
-fn with_key(failure: Failure, request: &Publish) -> Failure {
+pub(in crate::cli) fn with_key(failure: Failure, request: &Publish) -> Failure {
     let disk = Code::Disk.as_str();
     let unknown = [
         "deadline",
