@@ -1,0 +1,92 @@
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use larder::answer::{Hop, Query, Target};
+use larder::api::Api;
+use larder::config::StoreChoice;
+use larder::proto::wire::{Publish, PublishName};
+use larder::spec::{Spec, Syntax};
+use larder::{Coordinator, Worker};
+
+use super::{Contender, Served};
+use crate::corpus;
+use crate::process;
+use crate::site;
+
+/// Names in one publish.
+const NAMES_PER_PUBLISH: usize = 1_024;
+
+/// A coordinator that has everything published, until nobody asks any more.
+pub(crate) fn serve(served: &Served) -> anyhow::Result<()> {
+    let coordinator = Coordinator::start(&site::coordinator(&served.dir)?)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let specs = corpus::specs(served.seed, served.count);
+    runtime.block_on(publish(coordinator.api(), specs))?;
+    process::answer(&coordinator.local_addr().to_string())?;
+    runtime.block_on(coordinator.stop());
+    Ok(())
+}
+
+async fn publish(api: &dyn Api, specs: Vec<Spec>) -> anyhow::Result<()> {
+    let mut changes = Vec::with_capacity(specs.len());
+    for (number, spec) in specs.into_iter().enumerate() {
+        changes.push(PublishName {
+            name: corpus::name(number),
+            hash: Some(spec.hash()),
+            len: spec.len(),
+            expect: None,
+        });
+        let put = api.put_body(spec, Syntax::AnyText).await;
+        put.map_err(|failure| anyhow::anyhow!("a body was not taken: {failure:?}"))?;
+    }
+    for changes in changes.chunks(NAMES_PER_PUBLISH) {
+        let published = api.publish(Publish {
+            key: None,
+            note: String::new(),
+            changes: changes.to_vec(),
+        });
+        let published = published.await;
+        published.map_err(|failure| anyhow::anyhow!("not published: {failure:?}"))?;
+    }
+    Ok(())
+}
+
+/// A worker that keeps what it reads in memory.
+#[derive(Clone)]
+pub(super) struct Client {
+    worker: Worker,
+    hop: Hop,
+}
+
+impl Client {
+    pub(super) fn start(dir: &Path, addr: &str) -> anyhow::Result<Self> {
+        let coordinators = vec![addr.parse().context("the coordinator's address")?];
+        let config = site::worker(dir, coordinators, StoreChoice::None)?;
+        Ok(Self {
+            worker: Worker::start(&config)?,
+            hop: Hop::Coordinator(addr.to_owned()),
+        })
+    }
+
+    pub(super) async fn stop(self) {
+        self.worker.stop().await;
+    }
+}
+
+impl Contender for Client {
+    /// The bytes are hashed before the worker answers, so a right hash says that they are right.
+    async fn read(&self, first: usize, specs: &[Spec]) -> anyhow::Result<()> {
+        let names = (first..).map(corpus::name).take(specs.len());
+        let queries = names.map(|name| Query::strict(Target::Name(name)));
+        let answers = self.worker.query_all(queries.collect()).await;
+        ensure!(answers.len() == specs.len(), "{} answers", answers.len());
+        for (answer, wanted) in answers.into_iter().zip(specs) {
+            let answer = answer?;
+            ensure!(answer.proof.source == self.hop, "{:?}", answer.proof);
+            let spec = answer.spec.context("the name is published")?;
+            ensure!(spec.hash() == wanted.hash(), "other bytes");
+            ensure!(spec.bytes().len() == corpus::BODY_LEN, "a wrong length");
+        }
+        Ok(())
+    }
+}

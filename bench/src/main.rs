@@ -1,0 +1,137 @@
+//! Measures larder beside what it is built from, in one run, and prints ratios.
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `fetch.rs`, `fetch/` | measure: one definition over a warm connection, beside bare quinn |
+//! | `local.rs` | measure: one definition from this machine's disk, beside sled |
+//! | `corpus.rs` | the definitions that are read |
+//! | `site.rs` | certificates and configurations of larder's nodes |
+//! | `process.rs` | the other process of a measure, and CPU time |
+//! | `sample.rs` | what a round gave: quantiles and ratios |
+//! | `report.rs`, `table.rs`, `machine.rs` | what is printed |
+
+mod corpus;
+mod fetch;
+mod local;
+mod machine;
+mod process;
+mod report;
+mod sample;
+mod site;
+mod table;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use self::report::Report;
+
+/// Measure larder beside what it is built from.
+///
+/// Every number that counts is a ratio of two things measured in this run, in rounds that take
+/// turns, so that a machine which is slow for a while is slow for both. A measure lists its rows,
+/// then each ratio with the median of its rounds, the spread, and the aim that it is held against.
+#[derive(Debug, Parser)]
+#[command(
+    name = "larder-bench",
+    version,
+    after_help = "Examples:
+  larder-bench                  everything, under a minute
+  larder-bench --quick          a look, some seconds; the ratios are noisy
+  larder-bench --only local     one measure
+  larder-bench --json > r.json  for a script
+
+Numbers are worth something only on an idle machine: see the load in the first lines.
+The kernel should grant 4 MiB of socket buffer: sysctl -w net.core.rmem_max=4194304
+net.core.wmem_max=4194304"
+)]
+struct Args {
+    /// Few rounds of few reads.
+    #[arg(long)]
+    quick: bool,
+    /// One JSON object instead of tables.
+    #[arg(long)]
+    json: bool,
+    /// Only this measure; may be given several times.
+    #[arg(long, value_name = "MEASURE")]
+    only: Vec<Measure>,
+    /// Rounds of each measure [default: 16, with --quick 4].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: Option<u32>,
+    /// Where the bytes and the order of reads come from.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Where stores are put; a directory in it is made and removed [default: the system's
+    /// temporary directory].
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    #[command(subcommand)]
+    serve: Option<Serve>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Measure {
+    /// One definition over a warm connection.
+    Fetch,
+    /// One definition from this machine's disk.
+    Local,
+}
+
+/// The other process of a measure: this program starts itself.
+#[derive(Debug, Subcommand)]
+enum Serve {
+    #[command(hide = true)]
+    ServeLarder(fetch::Served),
+    #[command(hide = true)]
+    ServeBare(fetch::Served),
+}
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+struct Effort {
+    rounds: u32,
+    /// Divides the number of reads in a round.
+    divisor: usize,
+    seed: u64,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    match args.serve {
+        Some(Serve::ServeLarder(served)) => return fetch::larder::serve(&served),
+        Some(Serve::ServeBare(served)) => return fetch::bare::serve(&served),
+        None => {}
+    }
+    let effort = Effort {
+        rounds: args.rounds.unwrap_or(if args.quick { 4 } else { 16 }),
+        divisor: if args.quick { 4 } else { 1 },
+        seed: args.seed,
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("larder-bench-");
+    let dir = match &args.dir {
+        Some(parent) => builder.tempdir_in(parent)?,
+        None => builder.tempdir()?,
+    };
+    let mut report = Report::new(effort)?;
+    if !args.json {
+        print!("{report}");
+    }
+    for measure in [Measure::Fetch, Measure::Local] {
+        if !args.only.is_empty() && !args.only.contains(&measure) {
+            continue;
+        }
+        let measured = match measure {
+            Measure::Fetch => fetch::measure(dir.path(), effort)?,
+            Measure::Local => local::measure(dir.path(), effort)?,
+        };
+        if !args.json {
+            print!("{measured}");
+        }
+        report.measures.push(measured);
+    }
+    if args.json {
+        println!("{:#}", report.to_json());
+    }
+    Ok(())
+}

@@ -1,0 +1,209 @@
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use crate::Effort;
+use crate::machine::Machine;
+use crate::sample::{Sample, median, ratios};
+use crate::table::Table;
+
+/// All that a run says.
+pub(crate) struct Report {
+    machine: Machine,
+    command: String,
+    effort: Effort,
+    pub(crate) measures: Vec<Measured>,
+}
+
+impl Report {
+    /// A report without measures yet.
+    pub(crate) fn new(effort: Effort) -> anyhow::Result<Self> {
+        let args: Vec<_> = std::env::args().skip(1).collect();
+        Ok(Self {
+            machine: Machine::look()?,
+            command: format!("larder-bench {}", args.join(" "))
+                .trim_end()
+                .to_owned(),
+            effort,
+            measures: Vec::new(),
+        })
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "command": self.command,
+            "seed": self.effort.seed,
+            "rounds": self.effort.rounds,
+            "machine": self.machine.to_json(),
+            "measures": self.measures.iter().map(Measured::to_json).collect::<Vec<_>>(),
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.machine)?;
+        let Effort { rounds, seed, .. } = self.effort;
+        writeln!(f, "command: {}; seed {seed}, {rounds} rounds", self.command)?;
+        self.measures
+            .iter()
+            .try_for_each(|measured| measured.fmt(f))
+    }
+}
+
+/// What one measure gave.
+pub(crate) struct Measured {
+    title: &'static str,
+    rows: Vec<Row>,
+    ratios: Vec<Ratio>,
+}
+
+/// A contender in one discipline, its rounds together.
+struct Row {
+    name: String,
+    sample: Sample,
+}
+
+/// A ratio that there is an aim for.
+struct Ratio {
+    what: String,
+    aim: Aim,
+    rounds: Vec<f64>,
+    median: f64,
+}
+
+/// What a ratio is held against.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Aim {
+    /// A time: this many times the other's at most.
+    AtMost(f64),
+    /// A throughput: this many times the other's at least.
+    AtLeast(f64),
+}
+
+impl Aim {
+    fn is_met(self, ratio: f64) -> bool {
+        match self {
+            Self::AtMost(bound) => ratio <= bound,
+            Self::AtLeast(bound) => ratio >= bound,
+        }
+    }
+}
+
+impl fmt::Display for Aim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtMost(bound) => write!(f, "<= {bound:.2}"),
+            Self::AtLeast(bound) => write!(f, ">= {bound:.2}"),
+        }
+    }
+}
+
+impl Measured {
+    pub(crate) fn new(title: &'static str) -> Self {
+        Self {
+            title,
+            rows: Vec::new(),
+            ratios: Vec::new(),
+        }
+    }
+
+    /// Adds a row of the rounds of one contender.
+    pub(crate) fn row(&mut self, name: impl Into<String>, rounds: &[Sample]) {
+        let (name, sample) = (name.into(), Sample::together(rounds));
+        self.rows.push(Row { name, sample });
+    }
+
+    /// Adds how `ours` stands to `theirs`: in median latency, or in throughput, as the aim asks.
+    pub(crate) fn ratio(
+        &mut self,
+        what: impl Into<String>,
+        aim: Aim,
+        ours: &[Sample],
+        theirs: &[Sample],
+    ) -> anyhow::Result<()> {
+        let rounds = match aim {
+            Aim::AtMost(_) => ratios(ours, theirs, |sample| sample.quantile_us(0.5)),
+            Aim::AtLeast(_) => ratios(ours, theirs, Sample::reads_per_sec),
+        };
+        self.ratios.push(Ratio {
+            what: what.into(),
+            aim,
+            median: median(&rounds)?,
+            rounds,
+        });
+        Ok(())
+    }
+
+    fn to_json(&self) -> Value {
+        let rows = self.rows.iter().map(|Row { name, sample }| {
+            json!({
+                "row": name,
+                "p50_us": sample.quantile_us(0.5),
+                "p99_us": sample.quantile_us(0.99),
+                "per_sec": sample.reads_per_sec(),
+                "client_cpu_us": sample.client_cpu_us(),
+                "server_cpu_us": sample.server_cpu_us(),
+            })
+        });
+        let ratios = self.ratios.iter().map(|ratio| {
+            json!({
+                "ratio": ratio.what,
+                "median": ratio.median,
+                "rounds": ratio.rounds,
+                "aim": ratio.aim.to_string(),
+                "met": ratio.aim.is_met(ratio.median),
+            })
+        });
+        json!({
+            "measure": self.title,
+            "rows": rows.collect::<Vec<_>>(),
+            "ratios": ratios.collect::<Vec<_>>(),
+        })
+    }
+}
+
+impl fmt::Display for Measured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\n{}\n", self.title)?;
+        let heads = [
+            "row",
+            "p50 us",
+            "p99 us",
+            "per s",
+            "CPU us, client + server",
+        ];
+        let mut table = Table::new(&heads);
+        for Row { name, sample } in &self.rows {
+            let client = sample.client_cpu_us();
+            let cpu = match sample.server_cpu_us() {
+                Some(server) => format!("{client:.1} + {server:.1}"),
+                None => format!("{client:.1}"),
+            };
+            table.row(vec![
+                name.clone(),
+                format!("{:.1}", sample.quantile_us(0.5)),
+                format!("{:.1}", sample.quantile_us(0.99)),
+                format!("{:.0}", sample.reads_per_sec()),
+                cpu,
+            ]);
+        }
+        writeln!(f, "{table}")?;
+        let mut table = Table::new(&["ratio", "median", "of rounds", "aim", ""]);
+        for ratio in &self.ratios {
+            let low = ratio.rounds.iter().copied().fold(f64::INFINITY, f64::min);
+            let high = ratio.rounds.iter().copied().fold(0.0, f64::max);
+            table.row(vec![
+                ratio.what.clone(),
+                format!("{:.2}", ratio.median),
+                format!("{low:.2} to {high:.2}"),
+                ratio.aim.to_string(),
+                match ratio.aim.is_met(ratio.median) {
+                    true => "met".into(),
+                    false => "MISSED".into(),
+                },
+            ]);
+        }
+        write!(f, "{table}")
+    }
+}
