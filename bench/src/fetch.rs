@@ -15,6 +15,7 @@ use anyhow::Context;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::Effort;
+use crate::core::{self, Side};
 use crate::corpus;
 use crate::process::{self, Server};
 use crate::report::{Aim, Measured};
@@ -106,6 +107,7 @@ pub(crate) fn measure(dir: &Path, effort: Effort) -> anyhow::Result<Measured> {
     let specs = Arc::new(corpus::specs(effort.seed, count));
     let mut larder_server = start("serve-larder", &dir, effort.seed, count)?;
     let mut bare_server = start("serve-bare", &dir, effort.seed, count)?;
+    let _pinned = core::pin(Side::Client)?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let bare = runtime.block_on(bare::Client::connect(&dir, bare_server.ready()))?;
 

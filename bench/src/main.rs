@@ -7,9 +7,11 @@
 //! | `corpus.rs` | the definitions that are read |
 //! | `site.rs` | certificates and configurations of larder's nodes |
 //! | `process.rs` | the other process of a measure, and CPU time |
+//! | `core.rs` | which cores each process may use |
 //! | `sample.rs` | what a round gave: quantiles and ratios |
 //! | `report.rs`, `table.rs`, `machine.rs` | what is printed |
 
+mod core;
 mod corpus;
 mod fetch;
 mod local;

@@ -16,6 +16,7 @@ use rustls::version::TLS13;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{AT_ONCE, Contender, Served};
+use crate::core::{self, Side};
 use crate::corpus;
 use crate::machine;
 use crate::process;
@@ -25,6 +26,7 @@ const SERVER_NAME: &str = "localhost";
 
 /// Bytes by hash, until nobody asks any more.
 pub(crate) fn serve(served: &Served) -> anyhow::Result<()> {
+    let _pinned = core::pin(Side::Server)?;
     let specs = corpus::specs(served.seed, served.count).into_iter();
     let bodies = specs.map(|spec| (spec.hash(), spec.into_bytes()));
     let bodies = Arc::new(bodies.collect::<HashMap<_, _>>());

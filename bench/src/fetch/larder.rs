@@ -9,6 +9,7 @@ use larder::spec::{Spec, Syntax};
 use larder::{Coordinator, Worker};
 
 use super::{Contender, Served};
+use crate::core::{self, Side};
 use crate::corpus;
 use crate::process;
 use crate::site;
@@ -18,6 +19,7 @@ const NAMES_PER_PUBLISH: usize = 1_024;
 
 /// A coordinator that has everything published, until nobody asks any more.
 pub(crate) fn serve(served: &Served) -> anyhow::Result<()> {
+    let _pinned = core::pin(Side::Server)?;
     let coordinator = Coordinator::start(&site::coordinator(&served.dir)?)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     let specs = corpus::specs(served.seed, served.count);
