@@ -51,10 +51,6 @@ pub(super) const CACHE: &str = "cache";
 /// Bytes that the disk may hold beyond three times the live ones, by default.
 pub const DEFAULT_SLACK_BYTES: u64 = 64 << 20;
 
-/// Uses that are remembered before they are written: reads should not cost a write each. After
-/// a crash as many blobs may look less recently used than they are.
-const TOUCH_BATCH: usize = 256;
-
 /// Pairs read at a time when the store opens.
 const PAGE: usize = 1_024;
 
@@ -252,22 +248,22 @@ impl WorkerStore {
         })
     }
 
-    /// Counts a blob as used now.
+    /// Counts a blob as used now. It is written with the next [`flush`](Self::flush) or
+    /// [`write_uses`](Self::write_uses): a read never waits for a write. After a crash as many
+    /// blobs may look less recently used than they are.
     pub fn touch(&self, hash: SpecHash) {
         let mut usage = self.usage();
-        if !usage.blobs.touch(&hash) {
-            return;
+        if usage.blobs.touch(&hash) {
+            usage.touched.insert(hash);
         }
-        usage.touched.insert(hash);
-        let full = usage.touched.len() >= TOUCH_BATCH;
-        drop(usage);
-        // Someone who writes now lets a later use write these: a read never waits for them.
-        if full && let Some(_writer) = self.try_writer() {
-            let written = self.write_touched(&**self.store());
-            if let Err(error) = self.noted(written) {
-                tracing::warn!(%error, "the last uses of blobs cannot be written");
-            }
-        }
+    }
+
+    /// Writes which blobs were used since this was last done.
+    ///
+    /// # Errors
+    /// [`StoreError`]; these uses are not written then.
+    pub fn write_uses(&self) -> Result<(), StoreError> {
+        self.change(|store| self.write_touched(store))
     }
 
     /// Blobs that were found damaged and not fetched again since.

@@ -254,6 +254,8 @@ fn run(store: &WorkerStore, shared: &Shared, mut wait: impl FnMut() -> Wake) {
                     let flushed = store.flush();
                     dirty = flushed.is_err();
                     note(flushed);
+                } else {
+                    note(store.write_uses());
                 }
                 // sled never shrinks; a quiet moment is the time to see whether a copy pays.
                 if quiet && std::mem::take(&mut grown) {
