@@ -31,13 +31,15 @@ impl<K: Ord + Clone, V> Recency<K, V> {
 
     /// Makes a known key the one used last; says whether it is known.
     pub(super) fn touch(&mut self, key: &K) -> bool {
-        let Some((_, value)) = self.by_key.remove_entry(key).map(|(key, entry)| {
-            self.by_use.remove(&entry.0);
-            (key, entry.1)
-        }) else {
+        let Some((at, _)) = self.by_key.get_mut(key) else {
             return false;
         };
-        self.insert(key.clone(), value);
+        // The entry and its key stay where they are: this is on the path of every read.
+        if let Some(key) = self.by_use.remove(at) {
+            self.by_use.insert(self.next_use, key);
+        }
+        *at = self.next_use;
+        self.next_use += 1;
         true
     }
 
