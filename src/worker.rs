@@ -118,6 +118,7 @@ impl Worker {
                 tracing::info!(
                     store = %dir.display(),
                     blobs = opened.blobs,
+                    lost_blobs = opened.lost_blobs,
                     live_bytes = opened.live_bytes,
                     "store open"
                 );

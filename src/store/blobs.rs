@@ -39,23 +39,48 @@ pub struct Quarantined {
 /// # Errors
 /// [`StoreError`] when the disk fails. A damaged page is no error but [`Loaded::Damaged`].
 pub fn load(store: &dyn Store, hash: SpecHash, len: Option<u64>) -> Result<Loaded, StoreError> {
-    let reason = match store.get(Tree::Blobs, hash.as_bytes()) {
-        Ok(None) => return Ok(Loaded::Missing),
-        Ok(Some(bytes)) => match Spec::verify(hash, None, bytes) {
-            Ok(spec) if len.is_some_and(|len| len != spec.len()) => return Ok(Loaded::Missing),
-            Ok(spec) => return Ok(Loaded::Found(spec)),
-            Err(mismatch) => mismatch.to_string(),
-        },
-        Err(error @ StoreError::Damaged(_)) => error.to_string(),
-        Err(error) => return Err(error),
+    let reason = match look(store, hash, len)? {
+        Look::Found(spec) => return Ok(Loaded::Found(spec)),
+        Look::Missing => return Ok(Loaded::Missing),
+        Look::Wrong(reason) | Look::Unreadable(reason) => reason,
     };
-    metrics::counter!("larder_blob_damaged_total").increment(1);
-    tracing::warn!(hash = %hash.short(), reason, "a blob was damaged and is moved out");
     // The bytes are useless either way: a damaged page may refuse the removal too.
     if let Err(error) = quarantine(store, hash, &reason) {
         tracing::warn!(hash = %hash.short(), %error, "a damaged blob cannot be moved out");
     }
     Ok(Loaded::Damaged)
+}
+
+/// What [`look`] found.
+#[derive(Debug)]
+pub(super) enum Look {
+    Found(Spec),
+    Missing,
+    /// Other bytes than it should be, and why.
+    Wrong(String),
+    /// The store is damaged where it was, and how.
+    Unreadable(String),
+}
+
+/// The same as [`load`], but damage is told and left as it is.
+pub(super) fn look(
+    store: &dyn Store,
+    hash: SpecHash,
+    len: Option<u64>,
+) -> Result<Look, StoreError> {
+    let look = match store.get(Tree::Blobs, hash.as_bytes()) {
+        Ok(None) => return Ok(Look::Missing),
+        Ok(Some(bytes)) => match Spec::verify(hash, None, bytes) {
+            Ok(spec) if len.is_some_and(|len| len != spec.len()) => return Ok(Look::Missing),
+            Ok(spec) => return Ok(Look::Found(spec)),
+            Err(mismatch) => Look::Wrong(mismatch.to_string()),
+        },
+        Err(StoreError::Damaged(reason)) => Look::Unreadable(reason),
+        Err(error) => return Err(error),
+    };
+    metrics::counter!("larder_blob_damaged_total").increment(1);
+    tracing::warn!(hash = %hash.short(), ?look, "a blob is damaged and not given to anyone");
+    Ok(look)
 }
 
 /// Whether there are bytes for `hash`; only [`load`] tells whether they are right.

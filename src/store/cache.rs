@@ -11,16 +11,20 @@
 //! | `lock` | held by the process that owns the store |
 //! | `mark` | the [`mark`](super::mark), which outlives a damaged sled |
 //! | `cache/` | sled |
-//! | `cache.new/`, `cache.old/` | a copy in progress; what a crash left of it is sorted out at start |
+//! | `count` | how many blobs there were, so that a start can tell how many are lost |
+//! | `cache.new/` | a copy in progress; what a crash left of it is removed at start |
+//! | `cache.<number>/` | a finished copy, which is used instead; it becomes `cache/` at start |
 //! | `cache.corrupt-<seconds since 1970>/` | a damaged store, kept for a look |
 
 mod compaction;
+mod count;
 mod held;
 mod mend;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 pub use self::compaction::Compacted;
 pub use self::held::Held;
@@ -29,7 +33,7 @@ use crate::catalog::Revision;
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::identity::Role;
 use crate::spec::{Spec, SpecHash, SpecName};
-use crate::store::blobs::{self, Loaded, Quarantined};
+use crate::store::blobs::{self, Loaded, Look, MAX_QUARANTINE, Quarantined};
 use crate::store::disk::{SledStore, io_error};
 use crate::store::file::RealDisk;
 use crate::store::lock::{LockError, StoreLock};
@@ -37,7 +41,9 @@ use crate::store::mark::{HighWater, MarkError, MarkFile};
 use crate::store::memory::MemoryStore;
 use crate::store::meta::{Meta, MetaError};
 use crate::store::recency::Recency;
-use crate::store::{Batch, MAX_BATCH, Store, StoreError, Tree, aside, journal, vault, visit};
+use crate::store::{
+    Batch, MAX_BATCH, Store, StoreError, Tree, aside, journal, unix_ms, vault, visit,
+};
 
 /// Memory that sled may use at a worker.
 pub const DEFAULT_CACHE_BYTES: u64 = 16 << 20;
@@ -50,6 +56,10 @@ pub(super) const CACHE: &str = "cache";
 
 /// Bytes that the disk may hold beyond three times the live ones, by default.
 pub const DEFAULT_SLACK_BYTES: u64 = 64 << 20;
+
+/// No store lives to see so many uses: a larger number on disk is damage, and counting on from it
+/// would end in an overflow.
+const MAX_USES: u64 = 1 << 60;
 
 /// Pairs read at a time when the store opens.
 const PAGE: usize = 1_024;
@@ -97,6 +107,10 @@ pub struct WorkerStore {
 struct Home {
     dir: PathBuf,
     options: Options,
+    /// Copies that were changed to since the start; the last one is in use.
+    copies: AtomicU64,
+    /// What the count says; a start leaves that as it is until the first flush.
+    counted: AtomicUsize,
     _lock: StoreLock,
 }
 
@@ -114,7 +128,18 @@ struct Usage {
     live_bytes: u64,
     /// Uses not written yet.
     touched: BTreeSet<SpecHash>,
+    /// What readers did not find as it should be, and not written yet.
+    spoilt: BTreeMap<SpecHash, Spoilt>,
     held: Recency<(SpecName, Revision), ()>,
+}
+
+/// What a reader found in place of a blob.
+#[derive(Debug, Clone)]
+enum Spoilt {
+    /// Nothing, where there should be something: a power cut may take the value of a key.
+    Gone,
+    /// Wrong bytes, and how they are wrong.
+    Damaged(Quarantined),
 }
 
 /// What was found when a worker's store opened.
@@ -124,6 +149,9 @@ pub struct OpenedCache {
     pub set_aside: Option<PathBuf>,
     /// Blobs in it.
     pub blobs: usize,
+    /// Blobs that were there when they were last counted and are lost, as with a store that was
+    /// set aside or with the end of a damaged log; after a crash also what was evicted since.
+    pub lost_blobs: usize,
     /// Bytes of these blobs.
     pub live_bytes: u64,
 }
@@ -156,11 +184,14 @@ impl WorkerStore {
         let opened = OpenedCache {
             set_aside,
             blobs: usage.blobs.len(),
+            lost_blobs: count::lost(dir, usage.blobs.len()),
             live_bytes: usage.live_bytes,
         };
         let home = Home {
             dir: dir.to_owned(),
             options,
+            copies: AtomicU64::new(0),
+            counted: AtomicUsize::new(usize::MAX),
             _lock: lock,
         };
         let store = Self {
@@ -188,34 +219,47 @@ impl WorkerStore {
         }
     }
 
-    /// The spec with `hash`, hashed anew, and counted as used now.
+    /// The spec with `hash`, hashed anew, and counted as used now. It writes nothing and waits
+    /// for no change: what it finds damaged is moved out by the next [`flush`](Self::flush) or
+    /// [`write_uses`](Self::write_uses).
     ///
     /// # Errors
     /// [`StoreError`] when the disk fails; damage is no error but [`Loaded::Damaged`].
     pub fn load(&self, hash: SpecHash, len: Option<u64>) -> Result<Loaded, StoreError> {
-        let loaded = blobs::load(&**self.store(), hash, len)?;
-        match &loaded {
-            Loaded::Found(_) => self.touch(hash),
-            // A damaged page refuses the removal too; the bytes are not served either way.
-            Loaded::Damaged => {
-                if let Err(error) = self.forget(hash) {
-                    tracing::warn!(hash = %hash.short(), %error, "a damaged blob cannot be removed");
-                }
+        let reason = match blobs::look(&**self.store(), hash, len)? {
+            Look::Found(spec) => {
+                self.touch(hash);
+                return Ok(Loaded::Found(spec));
             }
-            Loaded::Missing => {
-                let known = self.usage().blobs.get(&hash).map(|(_, &len)| len);
-                // A power cut may take the value of a key. Of another length it is not missing.
-                if known.is_some_and(|known| len.is_none_or(|len| len == known)) {
-                    self.forget(hash)?;
-                }
+            Look::Missing => {
+                self.usage().missed(hash, len);
+                return Ok(Loaded::Missing);
             }
-        }
-        Ok(loaded)
+            Look::Wrong(reason) => reason,
+            Look::Unreadable(reason) => {
+                self.mending.needed(&reason);
+                reason
+            }
+        };
+        let found = Quarantined {
+            hash,
+            at_unix_ms: unix_ms(),
+            reason,
+        };
+        self.usage().spoil(hash, Spoilt::Damaged(found));
+        Ok(Loaded::Damaged)
     }
 
     /// Whether there are bytes for `hash`, as far as is known without reading them.
     pub fn contains(&self, hash: SpecHash) -> bool {
-        self.usage().blobs.get(&hash).is_some()
+        self.len_of(hash).is_some()
+    }
+
+    /// How many there are, as far as is known without reading them.
+    pub fn len_of(&self, hash: SpecHash) -> Option<u64> {
+        let usage = self.usage();
+        let (_, &len) = usage.blobs.get(&hash)?;
+        (!usage.spoilt.contains_key(&hash)).then_some(len)
     }
 
     /// Keeps a spec; what was not used for longest goes if the budget demands it. Says whether
@@ -238,6 +282,7 @@ impl WorkerStore {
         usage.live_bytes = usage.live_bytes.saturating_sub(old.unwrap_or(0));
         let at = usage.blobs.insert(spec.hash(), spec.len());
         usage.live_bytes = usage.live_bytes.saturating_add(spec.len());
+        usage.spoilt.remove(&spec.hash());
         drop(usage);
 
         let mut batch = Batch::new();
@@ -258,12 +303,13 @@ impl WorkerStore {
         }
     }
 
-    /// Writes which blobs were used since this was last done.
+    /// Writes what readers found since this was last done: which blobs they used, and which were
+    /// not as they should be.
     ///
     /// # Errors
-    /// [`StoreError`]; these uses are not written then.
+    /// [`StoreError`]; the uses are not written then.
     pub fn write_uses(&self) -> Result<(), StoreError> {
-        self.change(|store| self.write_touched(store))
+        self.change(|store| self.write_found(store))
     }
 
     /// Blobs that were found damaged and not fetched again since.
@@ -271,7 +317,14 @@ impl WorkerStore {
     /// # Errors
     /// [`StoreError`].
     pub fn quarantined(&self) -> Result<Vec<Quarantined>, StoreError> {
-        self.noted(blobs::quarantined(&**self.store()))
+        let written = self.noted(blobs::quarantined(&**self.store()))?;
+        let mut all: BTreeMap<_, _> = written.into_iter().map(|blob| (blob.hash, blob)).collect();
+        for (hash, spoilt) in &self.usage().spoilt {
+            if let Spoilt::Damaged(blob) = spoilt {
+                all.insert(*hash, blob.clone());
+            }
+        }
+        Ok(all.into_values().collect())
     }
 
     /// The newest state of a coordinator that was believed.
@@ -318,9 +371,10 @@ impl WorkerStore {
     pub fn flush(&self) -> Result<(), StoreError> {
         let marked = self.mark().sync().map_err(io_error);
         self.change(|store| {
-            self.write_touched(store)?;
+            self.write_found(store)?;
             store.flush()
         })?;
+        self.write_count();
         marked
     }
 
@@ -331,10 +385,19 @@ impl WorkerStore {
     pub fn sync(&self) -> Result<(), StoreError> {
         let marked = self.mark().sync().map_err(io_error);
         self.change(|store| {
-            self.write_touched(store)?;
+            self.write_found(store)?;
             store.sync()
         })?;
+        self.write_count();
         marked
+    }
+
+    fn write_count(&self) {
+        let Some(home) = &self.home else { return };
+        let now = self.usage().blobs.len();
+        if home.counted.swap(now, Ordering::Relaxed) != now {
+            count::write(&home.dir, now);
+        }
     }
 
     /// Bytes of the blobs that are kept.
@@ -348,6 +411,14 @@ impl WorkerStore {
     /// [`StoreError`] when the disk fails.
     pub fn size_on_disk(&self) -> Result<u64, StoreError> {
         self.store().size_on_disk()
+    }
+
+    /// Puts other bytes in the place of a blob, as a disk may.
+    #[cfg(test)]
+    pub(crate) fn spoil(&self, hash: SpecHash, wrong: Vec<u8>) {
+        let mut batch = Batch::new();
+        batch.put(Tree::Blobs, hash.as_bytes(), wrong);
+        self.store().apply(&batch).expect("applied");
     }
 
     fn make_room(&self, store: &dyn Store, spec: &Spec) -> Result<(), StoreError> {
@@ -368,21 +439,23 @@ impl WorkerStore {
         Ok(())
     }
 
-    /// Forgets a blob that a reader did not find as it should be. Readers wait for nobody: while
-    /// someone writes nothing is done, and the next reader tries again.
-    fn forget(&self, hash: SpecHash) -> Result<(), StoreError> {
-        let Some(_writer) = self.try_writer() else {
-            return Ok(());
-        };
-        let store = self.store();
-        if self.noted(blobs::contains(&**store, hash))? {
-            // Someone saved it since it was found missing.
-            return Ok(());
+    fn write_found(&self, store: &dyn Store) -> Result<(), StoreError> {
+        self.write_touched(store)?;
+        let spoilt = self.usage().spoilt.clone();
+        for (hash, found) in spoilt {
+            // Someone may have saved it since.
+            if !matches!(blobs::look(store, hash, None)?, Look::Found(_)) {
+                if let Spoilt::Damaged(blob) = &found {
+                    blobs::quarantine(store, hash, &blob.reason)?;
+                }
+                let mut batch = Batch::new();
+                remove_blob(&mut batch, hash);
+                store.apply(&batch)?;
+                self.usage().remove(hash);
+            }
+            self.usage().spoilt.remove(&hash);
         }
-        self.usage().remove(hash);
-        let mut batch = Batch::new();
-        remove_blob(&mut batch, hash);
-        self.noted(store.apply(&batch))
+        Ok(())
     }
 
     fn write_touched(&self, store: &dyn Store) -> Result<(), StoreError> {
@@ -407,15 +480,6 @@ impl WorkerStore {
 
     fn writer(&self) -> MutexGuard<'_, ()> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The same, unless someone has it.
-    fn try_writer(&self) -> Option<MutexGuard<'_, ()>> {
-        match self.writer.try_lock() {
-            Ok(writer) => Some(writer),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
     }
 
     fn mark(&self) -> MutexGuard<'_, Mark> {
@@ -499,8 +563,8 @@ impl Usage {
         })?;
         used.sort_unstable();
         let mut usage = Self::default();
-        for (_, hash, len) in used {
-            usage.blobs.insert(hash, len);
+        for (at, hash, len) in used {
+            usage.blobs.restore(hash, len, at);
             usage.live_bytes = usage.live_bytes.saturating_add(len);
         }
         let mut held = held::read_all(store)?;
@@ -527,6 +591,22 @@ impl Usage {
         victims
     }
 
+    /// Takes note that a blob is not there although it was kept, if that is so: of another length
+    /// than `len` it is not missing.
+    fn missed(&mut self, hash: SpecHash, len: Option<u64>) {
+        let known = self.blobs.get(&hash).map(|(_, &len)| len);
+        if known.is_some_and(|known| len.is_none_or(|len| len == known)) {
+            self.spoil(hash, Spoilt::Gone);
+        }
+    }
+
+    fn spoil(&mut self, hash: SpecHash, how: Spoilt) {
+        // What finds no place is found again by its next reader.
+        if self.spoilt.len() < MAX_QUARANTINE || self.spoilt.contains_key(&hash) {
+            self.spoilt.insert(hash, how);
+        }
+    }
+
     fn remove(&mut self, hash: SpecHash) {
         let len = self.blobs.remove(&hash).unwrap_or(0);
         self.live_bytes = self.live_bytes.saturating_sub(len);
@@ -551,9 +631,12 @@ fn decode_used(key: &[u8], value: &[u8]) -> Result<(u64, SpecHash, u64), DecodeE
     let hash = key.hash()?;
     key.end()?;
     let mut r = Reader::new(value);
-    let used = (r.u64()?, hash, r.u64()?);
+    let (at, len) = (r.u64()?, r.u64()?);
     r.end()?;
-    Ok(used)
+    match at < MAX_USES {
+        true => Ok((at, hash, len)),
+        false => Err(DecodeError::Value("more uses than there can be")),
+    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //!   proves nothing: a worker asks again, a coordinator has its journal.
 //! - After a write that failed, as on a full disk, a flush may wait for ever, and closing it
 //!   flushes. So it takes no further write, and is closed by a thread that nobody waits for.
+//!   Every later write answers that it is damaged: its owner makes a new one from what it reads.
 //! - Its own lock lingers for some milliseconds after a `kill -9`.
 
 use std::collections::BTreeSet;
@@ -21,8 +22,7 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -48,8 +48,8 @@ pub struct SledStore {
     /// There until it is dropped.
     open: Option<Open>,
     dir: PathBuf,
-    /// Whether a write failed.
-    failed: AtomicBool,
+    /// Why the first write that failed did.
+    failed: OnceLock<String>,
     /// Files of large values that are synced; they never change.
     synced: Mutex<BTreeSet<OsString>>,
 }
@@ -83,7 +83,13 @@ impl SledStore {
         remove_snapshots(dir, |name| name.ends_with(".generating")).map_err(io_error)?;
         match Self::open_locked(dir, cache_bytes, wait) {
             Err(StoreError::Damaged(first)) => {
-                tracing::warn!(dir = %dir.display(), error = %first, "opening without snapshots");
+                // What sled has to leave out then it leaves out in silence.
+                tracing::error!(
+                    dir = %dir.display(),
+                    error = %first,
+                    "the store is damaged; it is opened without snapshots, and what its log had \
+                     behind the damage is lost"
+                );
                 remove_snapshots(dir, |_| true).map_err(io_error)?;
                 Self::open_locked(dir, cache_bytes, wait)
             }
@@ -117,7 +123,7 @@ impl SledStore {
             Ok(trees) => Ok(Self {
                 open: Some(Open { db, trees }),
                 dir: dir.to_owned(),
-                failed: AtomicBool::new(false),
+                failed: OnceLock::new(),
                 synced: Mutex::default(),
             }),
             Err(error) => {
@@ -133,15 +139,23 @@ impl SledStore {
 
     /// Runs a call that writes, unless one has failed.
     fn write<T>(&self, call: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, StoreError> {
-        if self.failed.load(Ordering::Relaxed) {
-            let text = "a write failed before, so nothing is written until it is opened anew";
-            return Err(StoreError::Io(io::Error::other(text)));
+        if let Some(why) = self.failed.get() {
+            // Whoever can make it anew does so for damage, which this is from now on.
+            let text = format!("it takes no writes since one failed: {why}");
+            return Err(StoreError::Damaged(text));
         }
-        let done = shielded(call);
-        if done.is_err() {
-            self.failed.store(true, Ordering::Relaxed);
-        }
-        done
+        shielded(call).inspect_err(|error| {
+            let cause = std::error::Error::source(error).map(ToString::to_string);
+            let _ = self.failed.set(cause.unwrap_or_else(|| error.to_string()));
+        })
+    }
+
+    /// As if a write had found the disk full.
+    #[cfg(test)]
+    pub(super) fn fail_as_if_full(&self) {
+        let error = io::Error::from(io::ErrorKind::StorageFull);
+        let failed = self.write(|| Err::<(), _>(sled::Error::Io(error)));
+        assert!(matches!(failed, Err(StoreError::Full(_))));
     }
 
     fn tree(&self, tree: Tree) -> &sled::Tree {
@@ -240,7 +254,7 @@ impl Store for SledStore {
 
 impl Drop for SledStore {
     fn drop(&mut self) {
-        if self.failed.load(Ordering::Relaxed) {
+        if self.failed.get().is_some() {
             close_unattended(self.open.take());
         }
     }
@@ -389,14 +403,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         filled(dir.path());
         let store = open(dir.path()).expect("a store");
-        let failed = store.write(|| {
-            let error = io::Error::from(io::ErrorKind::StorageFull);
-            Err::<(), _>(sled::Error::Io(error))
-        });
-        assert!(matches!(failed, Err(StoreError::Full(_))));
+        store.fail_as_if_full();
         let mut batch = Batch::new();
         batch.put(Tree::Blobs, b"late", b"v".to_vec());
-        assert!(matches!(store.apply(&batch), Err(StoreError::Io(_))));
+        let later = store.apply(&batch).expect_err("it takes no further write");
+        assert!(matches!(&later, StoreError::Damaged(why) if why.contains("no storage space")));
         assert!(store.flush().is_err() && store.sync().is_err());
         assert_eq!(count(&store), 2_000);
         drop(store);

@@ -29,6 +29,13 @@ impl<K: Ord + Clone, V> Recency<K, V> {
         now
     }
 
+    /// Adds a key with the number of its last use as [`insert`](Self::insert) gave it in an
+    /// earlier life. Keys come in the order of these numbers.
+    pub(super) fn restore(&mut self, key: K, value: V, at: u64) {
+        self.next_use = self.next_use.max(at);
+        self.insert(key, value);
+    }
+
     /// Makes a known key the one used last; says whether it is known.
     pub(super) fn touch(&mut self, key: &K) -> bool {
         let Some((at, _)) = self.by_key.get_mut(key) else {

@@ -20,6 +20,10 @@ use crate::spec::{Spec, SpecHash};
 use crate::store::blobs::Loaded;
 use crate::store::cache::WorkerStore;
 
+/// A body up to this length is read and hashed where it is asked for: it takes about as long as
+/// a hand-over to another thread. Longer ones go to a thread that may block.
+const INLINE_LEN: u64 = 128 << 10;
+
 /// Turns readers, timers and the network into inputs of the machine, and carries out its outputs.
 /// It takes no decision.
 #[derive(Debug)]
@@ -88,7 +92,7 @@ impl Engine {
             && let Target::Hash(hash) = query.target
         {
             let began = clock::now();
-            match self.load(hash) {
+            match self.look(hash).await {
                 Local::Found(spec) => return vec![held(query, spec, began)],
                 other => known = Some((hash, other)),
             }
@@ -158,8 +162,16 @@ impl Engine {
         match output {
             Output::Load(hash) => {
                 let known = known.take_if(|(of, _)| *of == hash);
-                let local = known.map_or_else(|| self.load(hash), |(_, local)| local);
-                inputs.push_back(Input::Loaded { hash, local });
+                match known.or_else(|| Some((hash, self.load_in_place(hash)?))) {
+                    Some((hash, local)) => inputs.push_back(Input::Loaded { hash, local }),
+                    None => {
+                        let engine = Arc::clone(self);
+                        self.handle.spawn_blocking(move || {
+                            let local = engine.load(hash);
+                            engine.drive(Input::Loaded { hash, local });
+                        });
+                    }
+                }
             }
             Output::Save(spec) => self.saver.save(spec),
             Output::Hold(record) => self.saver.hold(record),
@@ -205,10 +217,28 @@ impl Engine {
     }
 
     /// Bytes on disk, or on their way there.
-    pub(super) fn load(&self, hash: SpecHash) -> Local {
-        if let Some(spec) = self.saver.waiting(hash) {
-            return Local::Found(spec);
+    pub(super) async fn look(self: &Arc<Self>, hash: SpecHash) -> Local {
+        if let Some(local) = self.load_in_place(hash) {
+            return local;
         }
+        let engine = Arc::clone(self);
+        let loading = self.handle.spawn_blocking(move || engine.load(hash));
+        match loading.await {
+            Ok(local) => local,
+            Err(_) => Local::Failed("the reading thread failed".into()),
+        }
+    }
+
+    /// The same, or `None` if it takes too long for a thread that others wait for.
+    fn load_in_place(&self, hash: SpecHash) -> Option<Local> {
+        if let Some(spec) = self.saver.waiting(hash) {
+            return Some(Local::Found(spec));
+        }
+        let is_large = self.store.len_of(hash).is_some_and(|len| len > INLINE_LEN);
+        (!is_large).then(|| self.load(hash))
+    }
+
+    fn load(&self, hash: SpecHash) -> Local {
         match self.store.load(hash, None) {
             Ok(Loaded::Found(spec)) => Local::Found(spec),
             Ok(Loaded::Missing) => Local::Missing,
@@ -394,3 +424,6 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,10 @@ const MAX_QUEUED_BYTES: u64 = 64 << 20;
 /// a power cut no more than this of the mark.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
+/// A worker that is never quiet looks this often, in ticks of [`FLUSH_EVERY`], whether a copy pays:
+/// a copy stops its writes for a while, and what grows meanwhile is bounded by its disk.
+const BUSY_TICKS: u32 = 30;
+
 /// After what waited is written the thread looks away for this long: to wake it for each write
 /// costs a reader more than the write itself, and what waits is readable meanwhile. Readers would
 /// have to hand over 500,000 writes a second to fill the queue.
@@ -48,15 +52,19 @@ struct Waiting {
     bytes: u64,
     /// Not in the queue: it must not be dropped when that is full, and only the newest counts.
     mark: Option<Mark>,
+    /// Not in the queue either: what names were is to be forgotten before the next write.
+    forget_held: bool,
+    /// How often that was said. A line that was handed over before the last time is not written.
+    life: u64,
 }
 
 #[derive(Debug)]
 enum Job {
     Body(SpecHash),
-    Hold(HeldRecord),
-    ForgetHeld,
-    /// There is a mark.
-    Remember,
+    /// Of this [`Waiting::life`].
+    Hold(u64, HeldRecord),
+    /// There is a mark, or something to forget.
+    Look,
 }
 
 /// Why the thread wakes.
@@ -95,17 +103,15 @@ impl Saver {
     /// Keeps a body, soon.
     pub(super) fn save(&self, spec: Spec) {
         let hash = spec.hash();
-        {
-            let mut waiting = self.shared.lock();
-            if waiting.bytes + spec.len() > MAX_QUEUED_BYTES {
-                return dropped();
+        match self.shared.add(spec) {
+            Added::Known => {}
+            Added::NoRoom => dropped(),
+            Added::New => {
+                if !self.send(Job::Body(hash)) {
+                    self.shared.take(hash);
+                    dropped();
+                }
             }
-            waiting.bytes += spec.len();
-            waiting.specs.insert(hash, spec);
-        }
-        if !self.send(Job::Body(hash)) {
-            self.shared.take(hash);
-            dropped();
         }
     }
 
@@ -116,22 +122,21 @@ impl Saver {
 
     /// Remembers what a name was, soon.
     pub(super) fn hold(&self, record: HeldRecord) {
-        self.send(Job::Hold(record));
+        let life = self.shared.lock().life;
+        self.send(Job::Hold(life, record));
     }
 
-    /// Forgets what names were.
+    /// Forgets what names were, before anything else is written.
     pub(super) fn forget_held(&self) {
-        // This one must not be dropped: it waits for room.
-        if let Some(queue) = &self.queue {
-            let _ = queue.send(Job::ForgetHeld);
-        }
+        self.shared.forget_held();
+        self.send(Job::Look);
     }
 
     /// Remembers the newest state of the coordinator, soon.
     pub(super) fn remember(&self, mark: Mark) {
         self.shared.remember(mark);
         // If there is no room, the jobs that are there wake the thread.
-        self.send(Job::Remember);
+        self.send(Job::Look);
     }
 
     fn send(&self, job: Job) -> bool {
@@ -150,9 +155,37 @@ fn dropped() {
     metrics::counter!("larder_store_bodies_not_kept_total").increment(1);
 }
 
+/// What became of a body that was handed over.
+#[derive(Debug, PartialEq, Eq)]
+enum Added {
+    New,
+    Known,
+    NoRoom,
+}
+
 impl Shared {
     fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
         self.bodies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a body that is to be written, if it does not wait already.
+    fn add(&self, spec: Spec) -> Added {
+        let mut waiting = self.lock();
+        if waiting.specs.contains_key(&spec.hash()) {
+            return Added::Known;
+        }
+        if waiting.bytes + spec.len() > MAX_QUEUED_BYTES {
+            return Added::NoRoom;
+        }
+        waiting.bytes += spec.len();
+        waiting.specs.insert(spec.hash(), spec);
+        Added::New
+    }
+
+    fn forget_held(&self) {
+        let mut waiting = self.lock();
+        waiting.forget_held = true;
+        waiting.life += 1;
     }
 
     /// Of two marks the newer one stays, in whatever order they come.
@@ -242,8 +275,11 @@ impl Clock {
 fn run(store: &WorkerStore, shared: &Shared, mut wait: impl FnMut() -> Wake) {
     // Written since the last flush, and since the last look at the size of the disk.
     let (mut dirty, mut grown) = (false, false);
+    let mut ticks = 0;
     loop {
-        match wait() {
+        let wake = wait();
+        note(forget_held(store, shared));
+        match wake {
             Wake::Job(job) => {
                 (dirty, grown) = (true, true);
                 note(write(store, shared, job));
@@ -257,8 +293,10 @@ fn run(store: &WorkerStore, shared: &Shared, mut wait: impl FnMut() -> Wake) {
                 } else {
                     note(store.write_uses());
                 }
+                ticks += 1;
                 // sled never shrinks; a quiet moment is the time to see whether a copy pays.
-                if quiet && std::mem::take(&mut grown) {
+                if grown && (quiet || ticks >= BUSY_TICKS) {
+                    (grown, ticks) = (false, 0);
                     note(store.compact().map(drop));
                 }
             }
@@ -266,6 +304,7 @@ fn run(store: &WorkerStore, shared: &Shared, mut wait: impl FnMut() -> Wake) {
         }
         note(write_mark(store, shared));
     }
+    note(forget_held(store, shared));
     note(write_mark(store, shared));
     if let Err(error) = store.sync() {
         tracing::warn!(
@@ -294,19 +333,32 @@ fn write(store: &WorkerStore, shared: &Shared, job: Job) -> Result<(), StoreErro
             shared.take(hash);
             written
         }
-        Job::Hold(HeldRecord {
-            name,
-            version,
-            seen,
-        }) => store.hold(&Held {
+        Job::Hold(life, _) if life != shared.lock().life => Ok(()),
+        Job::Hold(
+            _,
+            HeldRecord {
+                name,
+                version,
+                seen,
+            },
+        ) => store.hold(&Held {
             name,
             version,
             seen_at: seen,
         }),
-        Job::ForgetHeld => store.forget_held(),
-        // The mark is written after each job.
-        Job::Remember => Ok(()),
+        // That is looked at with each job.
+        Job::Look => Ok(()),
     }
+}
+
+fn forget_held(store: &WorkerStore, shared: &Shared) -> Result<(), StoreError> {
+    if !std::mem::take(&mut shared.lock().forget_held) {
+        return Ok(());
+    }
+    // If it fails it is tried again, whatever was written meanwhile: it can be asked again.
+    store
+        .forget_held()
+        .inspect_err(|_| shared.lock().forget_held = true)
 }
 
 fn write_mark(store: &WorkerStore, shared: &Shared) -> Result<(), StoreError> {

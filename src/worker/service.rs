@@ -35,7 +35,7 @@ impl Service for Serving {
 
 impl Serving {
     async fn give(&self, hash: SpecHash, reply: &mut Reply) -> Result<(), crate::net::Gone> {
-        let refusal = match self.0.engine().load(hash) {
+        let refusal = match self.0.engine().look(hash).await {
             Local::Found(spec) => {
                 let len = spec.len();
                 metrics::counter!("larder_blobs_given_total").increment(1);

@@ -2,8 +2,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use super::held::{self, Held};
 use super::{CACHE, Home, WorkerStore, put_used};
@@ -13,12 +14,10 @@ use crate::spec::{Spec, SpecHash, SpecName};
 use crate::store::blobs::{self, MAX_QUARANTINE};
 use crate::store::disk::{SledStore, io_error};
 use crate::store::file::sync_dir;
-use crate::store::memory::MemoryStore;
 use crate::store::meta::{Meta, MetaError};
 use crate::store::{Batch, Store, StoreError, Tree};
 
 const NEW: &str = "cache.new";
-const OLD: &str = "cache.old";
 
 /// sled settles at up to 2.8 times what lives in it and never shrinks; more than this factor, and
 /// the slack on top, is worth a copy.
@@ -62,8 +61,7 @@ impl WorkerStore {
     /// Reads go on meanwhile; changes wait.
     ///
     /// # Errors
-    /// [`StoreError`]. If even the old store does not open again, the worker goes on in memory
-    /// until it is restarted.
+    /// [`StoreError`]; the old store stays in use.
     pub fn compact(&self) -> Result<Option<Compacted>, StoreError> {
         let Some(home) = &self.home else {
             return Ok(None);
@@ -88,9 +86,6 @@ impl WorkerStore {
         })?;
         self.change_over(home)?;
         self.forget_lost(&lost);
-        if let Err(error) = remove_dir(&home.dir.join(OLD)) {
-            tracing::warn!(%error, "the old store stays until the next start");
-        }
         Ok(Compacted {
             bytes_before,
             bytes_after: self.size_on_disk().unwrap_or(0),
@@ -111,20 +106,32 @@ impl WorkerStore {
         }
     }
 
+    /// Changes to the finished copy. Readers wait for the exchange of a pointer, not for sled.
     fn change_over(&self, home: &Home) -> Result<(), StoreError> {
-        let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
-        // sled finds its files by path: it must be closed before its directory is renamed.
-        let old = std::mem::replace(&mut *store, Box::new(MemoryStore::new()));
+        let number = home.copies.load(Ordering::Relaxed);
+        // sled finds its files by path, and the old one may still be closing when the new one
+        // works: so each has a name that no other had in this process.
+        let (old_dir, new_dir) = (home.in_use(number), home.in_use(number + 1));
+        home.copies.store(number + 1, Ordering::Relaxed);
+        let opened = adopt(&home.dir, &new_dir)
+            .and_then(|()| SledStore::open(&new_dir, home.options.cache_bytes));
+        let new = match opened {
+            Ok(new) => new,
+            Err(error) => {
+                home.copies.store(number, Ordering::Relaxed);
+                remove_or_warn(&new_dir);
+                return Err(error);
+            }
+        };
+        let old = {
+            let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *store, Box::new(new))
+        };
         if catch_unwind(AssertUnwindSafe(|| drop(old))).is_err() {
             tracing::warn!("sled panicked while it closed a damaged store");
         }
-        let swapped = swap(&home.dir).or_else(|error| {
-            finish(&home.dir)?;
-            Err(io_error(error))
-        });
-        let cache_bytes = home.options.cache_bytes;
-        *store = Box::new(SledStore::open(&home.dir.join(CACHE), cache_bytes)?);
-        swapped
+        remove_or_warn(&old_dir);
+        Ok(())
     }
 
     fn forget_lost(&self, lost: &Lost) {
@@ -149,18 +156,46 @@ impl WorkerStore {
     }
 }
 
-/// Sorts out what a crash left of a copy.
-pub(super) fn finish(dir: &Path) -> Result<(), StoreError> {
-    let (cache, old) = (dir.join(CACHE), dir.join(OLD));
-    let tidy = || {
-        if !cache.exists() && old.exists() {
-            fs::rename(&old, &cache)?;
-            sync_dir(dir)?;
+impl Home {
+    /// Where sled is after so many copies.
+    fn in_use(&self, copies: u64) -> PathBuf {
+        match copies {
+            0 => self.dir.join(CACHE),
+            number => self.dir.join(format!("{CACHE}.{number}")),
         }
+    }
+}
+
+/// Gives the last finished copy the name [`CACHE`], and removes what else a process left.
+pub(super) fn finish(dir: &Path) -> Result<(), StoreError> {
+    let tidy = || {
         remove_dir(&dir.join(NEW))?;
-        remove_dir(&old)
+        let mut copies = copies(dir)?;
+        let Some(last) = copies.pop() else {
+            return Ok(());
+        };
+        for number in copies {
+            remove_dir(&dir.join(format!("{CACHE}.{number}")))?;
+        }
+        // Whenever this is cut short, the copy is there and is taken by the next start.
+        remove_dir(&dir.join(CACHE))?;
+        fs::rename(dir.join(format!("{CACHE}.{last}")), dir.join(CACHE))?;
+        sync_dir(dir)
     };
     tidy().map_err(io_error)
+}
+
+/// The numbers of finished copies, ascending.
+fn copies(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        let number = name.strip_prefix(CACHE).and_then(|n| n.strip_prefix('.'));
+        numbers.extend(number.and_then(|number| number.parse::<u64>().ok()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 /// Copies key by key what can be read, and says what could not.
@@ -289,10 +324,21 @@ impl Filling<'_> {
     }
 }
 
-fn swap(dir: &Path) -> io::Result<()> {
-    fs::rename(dir.join(CACHE), dir.join(OLD))?;
-    fs::rename(dir.join(NEW), dir.join(CACHE))?;
-    sync_dir(dir)
+/// Gives a copy that is synced and closed the name that says so.
+fn adopt(dir: &Path, name: &Path) -> Result<(), StoreError> {
+    let rename = || {
+        // A leftover that could not be removed is older.
+        remove_dir(name)?;
+        fs::rename(dir.join(NEW), name)?;
+        sync_dir(dir)
+    };
+    rename().map_err(io_error)
+}
+
+fn remove_or_warn(path: &Path) {
+    if let Err(error) = remove_dir(path) {
+        tracing::warn!(path = %path.display(), %error, "an old store stays until the next start");
+    }
 }
 
 fn remove_dir(path: &Path) -> io::Result<()> {

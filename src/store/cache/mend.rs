@@ -39,7 +39,13 @@ impl WorkerStore {
         };
         metrics::counter!("larder_store_rebuilds_total").increment(1);
         tracing::warn!(why, store = %home.dir.display(), "the store is damaged and is rebuilt");
-        let rebuilt = self.copy_and_swap(home)?;
+        let rebuilt = self.copy_and_swap(home).inspect_err(|error| {
+            tracing::error!(
+                error = error as &dyn std::error::Error,
+                again_after_s = REBUILD_EVERY.as_secs(),
+                "the store cannot be rebuilt now and keeps nothing new until then"
+            );
+        })?;
         self.mending.done();
         tracing::warn!(
             lost_blobs = rebuilt.lost_blobs,
@@ -71,16 +77,17 @@ impl WorkerStore {
     /// Remembers damage until the store is rebuilt.
     pub(super) fn noted<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
         if let Err(StoreError::Damaged(why)) = &done {
-            self.mending
-                .lock()
-                .damage
-                .get_or_insert_with(|| why.clone());
+            self.mending.needed(why);
         }
         done
     }
 }
 
 impl Mending {
+    pub(super) fn needed(&self, why: &str) {
+        self.lock().damage.get_or_insert_with(|| why.to_owned());
+    }
+
     fn is_needed(&self) -> bool {
         self.lock().damage.is_some()
     }

@@ -129,9 +129,13 @@ fn a_damaged_blob_is_a_miss_once_and_frees_its_budget() {
     store.store().apply(&batch).expect("applied");
     let loaded = store.load(spec.hash(), None).expect("an answer");
     assert_eq!(loaded, Loaded::Damaged);
+    assert!(!store.contains(spec.hash()));
+    assert_eq!(store.quarantined().expect("a list").len(), 1);
+    store.write_uses().expect("written");
     assert_eq!(store.quarantined().expect("a list").len(), 1);
     assert_eq!(store.live_bytes(), 0);
-    assert!(!store.contains(spec.hash()));
+    let loaded = store.load(spec.hash(), None).expect("an answer");
+    assert_eq!(loaded, Loaded::Missing);
     store.save(&spec).expect("saved");
     assert!(has(&store, &spec));
     assert!(store.quarantined().expect("a list").is_empty());
@@ -151,7 +155,124 @@ fn a_blob_whose_value_is_lost_frees_its_budget() {
     blobs::remove(&**store.store(), spec.hash()).expect("removed");
     let loaded = store.load(spec.hash(), None).expect("an answer");
     assert_eq!(loaded, Loaded::Missing);
+    assert!(!store.contains(spec.hash()));
+    store.write_uses().expect("written");
     assert_eq!(store.live_bytes(), 0);
+}
+
+#[test]
+fn a_blob_that_is_saved_after_a_reader_met_its_damage_stays() {
+    let store = WorkerStore::in_memory(1_000);
+    let [early, late] = [1, 2].map(|number| spec(number, 100));
+    for spec in [&early, &late] {
+        store.save(spec).expect("saved");
+        blobs::remove(&**store.store(), spec.hash()).expect("removed");
+        store.load(spec.hash(), None).expect("an answer");
+    }
+    store.save(&early).expect("saved");
+    // As if the reader had taken note only after the blob was back.
+    blobs::save(&**store.store(), &late).expect("saved");
+    store.write_uses().expect("written");
+    for spec in [&early, &late] {
+        assert!(has(&store, spec) && store.contains(spec.hash()));
+    }
+    assert_eq!(store.live_bytes(), 200);
+}
+
+#[test]
+fn a_read_waits_for_no_change_whatever_it_finds() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, _) = open(dir.path());
+    let [sound, wrong, gone] = [1, 2, 3].map(|number| spec(number, 100));
+    for spec in [&sound, &wrong, &gone] {
+        store.save(spec).expect("saved");
+    }
+    let mut batch = Batch::new();
+    batch.put(Tree::Blobs, wrong.hash().as_bytes(), vec![7; 100]);
+    batch.remove(Tree::Blobs, gone.hash().as_bytes());
+    store.store().apply(&batch).expect("applied");
+    // As a copy holds it from its first to its last byte.
+    let writer = store.writer();
+    let load = |spec: &Spec| store.load(spec.hash(), None).expect("an answer");
+    assert_eq!(load(&sound), Loaded::Found(sound.clone()));
+    assert_eq!(load(&wrong), Loaded::Damaged);
+    assert_eq!(load(&gone), Loaded::Missing);
+    let noted = store.store().scan(Tree::Quarantine, &[], 10);
+    assert_eq!(noted.expect("a list"), [], "nothing is written in a read");
+    drop(writer);
+    store.write_uses().expect("written");
+    assert_eq!(store.live_bytes(), 100);
+    assert_eq!(store.quarantined().expect("a list").len(), 1);
+}
+
+#[test]
+fn the_order_of_uses_holds_over_more_than_one_restart() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let [a, b, c] = [1, 2, 3].map(|number| spec(number, 100));
+    {
+        let (store, _) = open(dir.path());
+        for spec in [&a, &b, &c] {
+            store.save(spec).expect("saved");
+        }
+        for _ in 0..10 {
+            store.touch(b.hash());
+            store.touch(c.hash());
+        }
+        store.sync().expect("synced");
+    }
+    {
+        let (store, _) = open(dir.path());
+        // The last use of all, in a life that began with large numbers on disk.
+        store.touch(a.hash());
+        store.sync().expect("synced");
+    }
+    let (store, _) = WorkerStore::open(dir.path(), options(300)).expect("a store");
+    store.save(&spec(4, 100)).expect("saved");
+    assert!(!store.contains(b.hash()), "not used for longest");
+    assert!(store.contains(a.hash()) && store.contains(c.hash()));
+}
+
+#[test]
+fn a_number_of_uses_that_cannot_be_is_damage_and_overflows_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    {
+        let (store, _) = open(dir.path());
+        store.save(&spec(1, 10)).expect("saved");
+        let mut batch = Batch::new();
+        put_used(&mut batch, spec(1, 10).hash(), u64::MAX, 10);
+        store.store().apply(&batch).expect("applied");
+    }
+    let (store, opened) = open(dir.path());
+    assert!(opened.set_aside.is_some());
+    assert!(store.save(&spec(1, 10)).expect("saved"));
+}
+
+#[test]
+fn a_cache_whose_disk_refused_a_write_is_made_anew_by_the_next_change() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (store, _) = open(dir.path());
+    let [early, late] = [1, 2].map(|number| spec(number, 100));
+    store.save(&early).expect("saved");
+    store.hold(&held("a", 1)).expect("held");
+    let failing = SledStore::open(&dir.path().join("failing"), 1 << 20).expect("a store");
+    {
+        // What was written so far, in a store whose next write fails.
+        let mut batch = Batch::new();
+        blobs::put(&mut batch, &early);
+        held("a", 1).put(&mut batch);
+        failing.apply(&batch).expect("applied");
+        Meta::of(&failing).prepare(Role::Worker).expect("prepared");
+        failing.fail_as_if_full();
+        *store.store.write().expect("the lock") = Box::new(failing);
+    }
+    assert!(store.save(&late).expect("saved"), "in the new one");
+    assert!(store.mending.has_begun());
+    assert!(has(&store, &early) && has(&store, &late));
+    store.sync().expect("synced");
+    drop(store);
+    let (store, opened) = open(dir.path());
+    assert_eq!((opened.blobs, opened.set_aside), (2, None));
+    assert!(has(&store, &early) && has(&store, &late));
 }
 
 #[test]
@@ -169,7 +290,7 @@ fn a_store_that_does_not_open_is_set_aside_and_the_worker_starts_empty() {
     let (store, opened) = open(dir.path());
     let aside = opened.set_aside.expect("it is set aside");
     assert!(aside.join("db").exists());
-    assert_eq!(opened.blobs, 0);
+    assert_eq!((opened.blobs, opened.lost_blobs), (0, 200));
     assert_eq!(store.high_water(), Some(mark(1, 7)), "it outlives sled");
     assert!(store.save(&spec(1, 10)).expect("saved"));
     assert!(has(&store, &spec(1, 10)));
@@ -189,6 +310,32 @@ fn a_store_that_opens_and_shows_its_damage_only_then_is_set_aside() {
     assert!(opened.set_aside.is_some_and(|path| path.exists()));
     assert_eq!(opened.blobs, 0);
     assert!(!has(&store, &spec(1, 10)));
+}
+
+#[test]
+fn a_start_tells_how_many_blobs_are_gone_that_were_counted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    {
+        let (store, opened) = open(dir.path());
+        assert_eq!(opened.lost_blobs, 0, "a new one");
+        for number in 0..5 {
+            store.save(&spec(number, 100)).expect("saved");
+        }
+        store.flush().expect("flushed");
+        // As sled leaves out the end of a damaged log.
+        let mut batch = Batch::new();
+        for number in 2..5 {
+            remove_blob(&mut batch, spec(number, 100).hash());
+        }
+        store.store().apply(&batch).expect("applied");
+    }
+    let (store, opened) = open(dir.path());
+    assert_eq!((opened.blobs, opened.lost_blobs), (2, 3));
+    store.flush().expect("flushed");
+    drop(store);
+    assert_eq!(open(dir.path()).1.lost_blobs, 0, "told once");
+    fs::write(dir.path().join("count"), "1000").expect("cut short");
+    assert_eq!(open(dir.path()).1.lost_blobs, 0);
 }
 
 #[test]
@@ -224,7 +371,7 @@ fn a_newer_format_is_refused_and_not_set_aside() {
         error,
         CacheError::Store(MetaError::NewerFormat { found: 9, known: 2 })
     ));
-    assert_eq!(names(dir.path()), ["cache", "lock", "mark"]);
+    assert_eq!(names(dir.path()), ["cache", "count", "lock", "mark"]);
 }
 
 #[test]
@@ -317,8 +464,9 @@ fn a_compaction_keeps_everything_and_shrinks_the_disk() {
         assert!(store.save(&spec(8, 100)).expect("saved"), "it goes on");
         store.sync().expect("synced");
     }
-    assert_eq!(names(dir.path()), ["cache", "lock", "mark"]);
+    assert_eq!(names(dir.path()), ["cache.1", "count", "lock", "mark"]);
     let (store, opened) = open(dir.path());
+    assert_eq!(names(dir.path()), ["cache", "count", "lock", "mark"]);
     assert!(has(&store, &kept) && has(&store, &spec(8, 100)));
     assert_eq!(opened.blobs, 4, "three large ones fit beside a small one");
     assert_eq!(store.reset_key([6; 32]).expect("a key"), [5; 32]);
@@ -366,16 +514,22 @@ fn what_a_crash_left_of_a_compaction_is_sorted_out() {
     fs::create_dir(path(&copying, "cache.new")).expect("made");
     fs::write(path(&copying, "cache.new/db"), b"half").expect("written");
 
-    let renamed_one = prepare();
-    fs::rename(path(&renamed_one, "cache"), path(&renamed_one, "cache.old")).expect("renamed");
-    fs::create_dir(path(&renamed_one, "cache.new")).expect("made");
+    // Before the old one was removed, while it was, and while another copy was in progress.
+    let [whole, partly, again] = [(); 3].map(|()| {
+        let dir = prepare();
+        fs::rename(path(&dir, "cache"), path(&dir, "cache.10")).expect("renamed");
+        dir
+    });
+    for below in ["cache", "cache.9"] {
+        drop(SledStore::open(&path(&whole, below), 1 << 20).expect("a store"));
+    }
+    fs::create_dir(path(&partly, "cache")).expect("made");
+    fs::write(path(&partly, "cache/conf"), b"half").expect("written");
+    fs::create_dir(path(&again, "cache.new")).expect("made");
 
-    let renamed_both = prepare();
-    fs::create_dir(path(&renamed_both, "cache.old")).expect("made");
-
-    for dir in [copying, renamed_one, renamed_both] {
+    for dir in [copying, whole, partly, again] {
         let (store, _) = open(dir.path());
         assert!(has(&store, &kept));
-        assert_eq!(names(dir.path()), ["cache", "lock", "mark"]);
+        assert_eq!(names(dir.path()), ["cache", "count", "lock", "mark"]);
     }
 }
