@@ -38,7 +38,9 @@ fn open_once(dir: &Path, name: &str, role: Role, cache_bytes: u64) -> Result<Sle
 
 /// Renames the store `name`, loudly; says what it is called now.
 pub(super) fn set_aside(dir: &Path, name: &str, why: &MetaError) -> Result<PathBuf, StoreError> {
-    let prefix = format!("{name}.corrupt-");
+    // However many copies a cache has seen, what is set aside of it is counted together.
+    let kind = name.split('.').next().unwrap_or(name);
+    let prefix = format!("{kind}.corrupt-");
     let stamps = stamps(dir, &prefix).map_err(io_error)?;
     // Later than every other, whatever the clock does: the smallest is deleted as the oldest.
     let after = stamps.last().map_or(0, |last| last.saturating_add(1));

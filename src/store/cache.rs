@@ -13,7 +13,7 @@
 //! | `cache/` | sled |
 //! | `count` | how many blobs there were, so that a start can tell how many are lost |
 //! | `cache.new/` | a copy in progress; what a crash left of it is removed at start |
-//! | `cache.<number>/` | a finished copy, which is used instead; it becomes `cache/` at start |
+//! | `cache.<number>/` | a finished copy, which is used instead; the one with the highest number |
 //! | `cache.corrupt-<seconds since 1970>/` | a damaged store, kept for a look |
 
 mod compaction;
@@ -107,7 +107,7 @@ pub struct WorkerStore {
 struct Home {
     dir: PathBuf,
     options: Options,
-    /// Copies that were changed to since the start; the last one is in use.
+    /// Copies that were changed to so far; the last one is in use.
     copies: AtomicU64,
     /// What the count says; a start leaves that as it is until the first flush.
     counted: AtomicUsize,
@@ -178,9 +178,11 @@ impl WorkerStore {
     pub fn open(dir: &Path, options: Options) -> Result<(Self, OpenedCache), CacheError> {
         let foreign: &[&str] = &[journal::FILE, vault::VIEW];
         let lock = StoreLock::acquire(dir, Role::Worker, (Role::Coordinator, foreign))?;
-        compaction::finish(dir).map_err(MetaError::from)?;
-        let mark = open_mark(dir)?;
-        let (store, usage, set_aside) = open_cache(dir, options.cache_bytes, mark.get())?;
+        let copies = compaction::finish(dir).map_err(MetaError::from)?;
+        let name = &compaction::name(copies);
+        let mark = open_mark(dir, name)?;
+        let place = (dir, &name[..]);
+        let (store, usage, set_aside) = open_cache(place, options.cache_bytes, mark.get())?;
         let opened = OpenedCache {
             set_aside,
             blobs: usage.blobs.len(),
@@ -190,7 +192,7 @@ impl WorkerStore {
         let home = Home {
             dir: dir.to_owned(),
             options,
-            copies: AtomicU64::new(0),
+            copies: AtomicU64::new(copies),
             counted: AtomicUsize::new(usize::MAX),
             _lock: lock,
         };
@@ -492,29 +494,29 @@ impl WorkerStore {
 }
 
 /// Opens the mark, or makes it for a store that is new.
-fn open_mark(dir: &Path) -> Result<MarkFile<RealDisk>, MarkError> {
+fn open_mark(dir: &Path, name: &str) -> Result<MarkFile<RealDisk>, MarkError> {
     let disk = RealDisk::new(dir);
     match MarkFile::open(&disk)? {
         Some(mark) => Ok(mark),
-        None if dir.join(CACHE).exists() => Err(MarkError::Gone),
+        None if dir.join(name).exists() => Err(MarkError::Gone),
         None => MarkFile::create(&disk),
     }
 }
 
 /// Opens sled, or starts a new one if it is damaged; says where the damaged one went.
 fn open_cache(
-    dir: &Path,
+    (dir, name): (&Path, &str),
     cache_bytes: u64,
     mark: Option<HighWater>,
 ) -> Result<(SledStore, Usage, Option<PathBuf>), MetaError> {
-    let (store, set_aside) = aside::open(dir, CACHE, Role::Worker, cache_bytes)?;
+    let (store, set_aside) = aside::open(dir, name, Role::Worker, cache_bytes)?;
     let read = held::drop_if_old(&store, mark).and_then(|()| Ok(Usage::read(&store)?));
     match read {
         Err(error) if error.is_damage() => {
             // Its files must be closed before their directory gets another name.
             drop(store);
-            let set_aside = aside::set_aside(dir, CACHE, &error)?;
-            let (store, _) = aside::open(dir, CACHE, Role::Worker, cache_bytes)?;
+            let set_aside = aside::set_aside(dir, name, &error)?;
+            let (store, _) = aside::open(dir, name, Role::Worker, cache_bytes)?;
             if let Some(mark) = mark {
                 Meta::of(&store).set_held_of((mark.catalog, mark.epoch))?;
             }

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -110,8 +110,8 @@ impl WorkerStore {
     fn change_over(&self, home: &Home) -> Result<(), StoreError> {
         let number = home.copies.load(Ordering::Relaxed);
         // sled finds its files by path, and the old one may still be closing when the new one
-        // works: so each has a name that no other had in this process.
-        let (old_dir, new_dir) = (home.in_use(number), home.in_use(number + 1));
+        // works: so each has a name that no other had before.
+        let [old_dir, new_dir] = [number, number + 1].map(|n| home.dir.join(name(n)));
         home.copies.store(number + 1, Ordering::Relaxed);
         let opened = adopt(&home.dir, &new_dir)
             .and_then(|()| SledStore::open(&new_dir, home.options.cache_bytes));
@@ -156,31 +156,28 @@ impl WorkerStore {
     }
 }
 
-impl Home {
-    /// Where sled is after so many copies.
-    fn in_use(&self, copies: u64) -> PathBuf {
-        match copies {
-            0 => self.dir.join(CACHE),
-            number => self.dir.join(format!("{CACHE}.{number}")),
-        }
+/// What sled's directory is called after so many copies.
+pub(super) fn name(copies: u64) -> String {
+    match copies {
+        0 => CACHE.to_owned(),
+        number => format!("{CACHE}.{number}"),
     }
 }
 
-/// Gives the last finished copy the name [`CACHE`], and removes what else a process left.
-pub(super) fn finish(dir: &Path) -> Result<(), StoreError> {
+/// Finds the last finished copy and removes what else a process left. Whenever that is cut short,
+/// the next start does the same.
+pub(super) fn finish(dir: &Path) -> Result<u64, StoreError> {
     let tidy = || {
         remove_dir(&dir.join(NEW))?;
         let mut copies = copies(dir)?;
-        let Some(last) = copies.pop() else {
-            return Ok(());
-        };
-        for number in copies {
-            remove_dir(&dir.join(format!("{CACHE}.{number}")))?;
+        let last = copies.pop().unwrap_or(0);
+        if last > 0 {
+            copies.push(0);
         }
-        // Whenever this is cut short, the copy is there and is taken by the next start.
-        remove_dir(&dir.join(CACHE))?;
-        fs::rename(dir.join(format!("{CACHE}.{last}")), dir.join(CACHE))?;
-        sync_dir(dir)
+        for older in copies {
+            remove_dir(&dir.join(name(older)))?;
+        }
+        Ok(last)
     };
     tidy().map_err(io_error)
 }
@@ -192,7 +189,8 @@ fn copies(dir: &Path) -> io::Result<Vec<u64>> {
         let name = entry?.file_name();
         let name = name.to_string_lossy();
         let number = name.strip_prefix(CACHE).and_then(|n| n.strip_prefix('.'));
-        numbers.extend(number.and_then(|number| number.parse::<u64>().ok()));
+        let number = number.and_then(|number| number.parse::<u32>().ok());
+        numbers.extend(number.map(u64::from));
     }
     numbers.sort_unstable();
     Ok(numbers)

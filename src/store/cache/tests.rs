@@ -466,7 +466,7 @@ fn a_compaction_keeps_everything_and_shrinks_the_disk() {
     }
     assert_eq!(names(dir.path()), ["cache.1", "count", "lock", "mark"]);
     let (store, opened) = open(dir.path());
-    assert_eq!(names(dir.path()), ["cache", "count", "lock", "mark"]);
+    assert_eq!(names(dir.path()), ["cache.1", "count", "lock", "mark"]);
     assert!(has(&store, &kept) && has(&store, &spec(8, 100)));
     assert_eq!(opened.blobs, 4, "three large ones fit beside a small one");
     assert_eq!(store.reset_key([6; 32]).expect("a key"), [5; 32]);
@@ -527,9 +527,14 @@ fn what_a_crash_left_of_a_compaction_is_sorted_out() {
     fs::write(path(&partly, "cache/conf"), b"half").expect("written");
     fs::create_dir(path(&again, "cache.new")).expect("made");
 
-    for dir in [copying, whole, partly, again] {
+    for (dir, name) in [
+        (copying, "cache"),
+        (whole, "cache.10"),
+        (partly, "cache.10"),
+        (again, "cache.10"),
+    ] {
         let (store, _) = open(dir.path());
         assert!(has(&store, &kept));
-        assert_eq!(names(dir.path()), ["cache", "count", "lock", "mark"]);
+        assert_eq!(names(dir.path()), [name, "count", "lock", "mark"]);
     }
 }

@@ -108,7 +108,7 @@ fn damaged_bytes_are_never_the_answer_to_a_read_by_hash() {
     for spec in specs() {
         for _ in 0..2 {
             let error = alone.get(spec.hash()).expect_err("nobody has it");
-            assert_eq!(error.code(), "unavailable", "{error}");
+            assert_eq!(error.code(), "no-bytes", "{error}");
         }
         assert!(!alone.engine.store().contains(spec.hash()));
         let noted = alone.engine.store().quarantined().expect("a list");

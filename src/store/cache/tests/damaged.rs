@@ -115,23 +115,33 @@ fn check(dir: &Path, (when, path, at): (When, &Path, u64), seen: &mut Seen) {
     store.flush().expect("flushed");
     store.mend().expect("mended");
     seen.rebuilt += usize::from(store.mending.has_begun());
-    let whole = |store: &WorkerStore, when: &str| {
+    let whole = |store: &WorkerStore, what: &str| {
         for spec in specs() {
-            assert!(has(store, &spec), "{what}, {when}: {}", spec.hash());
+            assert!(
+                has(store, &spec),
+                "{what}: {} of {} bytes",
+                spec.hash(),
+                spec.len()
+            );
         }
         assert_eq!(store.held_all().expect("a list").len(), 60, "{what}");
-        assert_eq!(store.quarantined().expect("a list"), [], "{what}, {when}");
+        assert_eq!(store.quarantined().expect("a list"), [], "{what}");
         let total: u64 = specs().iter().map(Spec::len).sum();
-        assert_eq!(store.live_bytes(), total, "{what}, {when}");
+        assert_eq!(store.live_bytes(), total, "{what}");
     };
-    whole(&store, "after the saves");
+    whole(&store, &format!("{what}, after the saves"));
+    let what = &format!(
+        "{what}, {} missed, rebuilt: {}",
+        missed.len(),
+        store.mending.has_begun()
+    );
     drop(store);
     let (store, opened) = WorkerStore::open(dir, large_budget()).expect("it starts");
     // sled reads its parameters only when it opens.
     let unread = path.ends_with("conf") && matches!(when, When::Open);
     assert_eq!(opened.set_aside.is_some(), unread, "{what}");
     if !unread {
-        whole(&store, "after a restart");
+        whole(&store, &format!("{what}, after a restart"));
     }
 }
 
