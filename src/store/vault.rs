@@ -55,7 +55,7 @@ pub const DEFAULT_CACHE_BYTES: u64 = 64 << 20;
 pub(super) const VIEW: &str = "view";
 
 /// What a directory of the other role would hold.
-const FOREIGN: &[&str] = &[super::cache::CACHE];
+const FOREIGN: &[&str] = &[super::cache::CACHE, super::mark::FILE];
 const FOREIGN_ROLE: Role = Role::Worker;
 
 /// The coordinator's store.

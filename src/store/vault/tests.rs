@@ -599,14 +599,17 @@ fn a_second_coordinator_and_a_workers_directory_are_refused() {
             .contains(&format!("coordinator with pid {pid}"))
     );
     drop(first);
-    let workers = tempfile::tempdir().expect("a directory");
-    fs::create_dir(workers.path().join("cache")).expect("made");
-    let error = Vault::open(workers.path(), 16 << 20, |_| {}).map(|_| ());
-    assert!(matches!(
-        error,
-        Err(VaultError::Lock(LockError::OtherRole { .. }))
-    ));
-    assert!(!workers.path().join(journal::FILE).exists());
+    // After a copy the cache has another name.
+    for theirs in ["cache", "mark"] {
+        let workers = tempfile::tempdir().expect("a directory");
+        fs::create_dir(workers.path().join(theirs)).expect("made");
+        let error = Vault::open(workers.path(), 16 << 20, |_| {}).map(|_| ());
+        assert!(matches!(
+            error,
+            Err(VaultError::Lock(LockError::OtherRole { .. }))
+        ));
+        assert!(!workers.path().join(journal::FILE).exists());
+    }
 }
 
 /// A closed real vault with `revs` publishes.
