@@ -20,8 +20,9 @@ mod compaction;
 mod count;
 mod held;
 mod mend;
+mod usage;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -29,21 +30,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 pub use self::compaction::Compacted;
 pub use self::held::Held;
 use self::mend::Mending;
-use crate::catalog::Revision;
-use crate::codec::{DecodeError, Reader, Writer};
+use self::usage::{Spoilt, Usage, put_used};
 use crate::identity::Role;
-use crate::spec::{Spec, SpecHash, SpecName};
-use crate::store::blobs::{self, Loaded, Look, MAX_QUARANTINE, Quarantined};
+use crate::spec::{Spec, SpecHash};
+use crate::store::blobs::{self, Loaded, Look, Quarantined};
 use crate::store::disk::{SledStore, io_error};
 use crate::store::file::RealDisk;
 use crate::store::lock::{LockError, StoreLock};
 use crate::store::mark::{HighWater, MarkError, MarkFile};
 use crate::store::memory::MemoryStore;
 use crate::store::meta::{Meta, MetaError};
-use crate::store::recency::Recency;
-use crate::store::{
-    Batch, MAX_BATCH, Store, StoreError, Tree, aside, journal, unix_ms, vault, visit,
-};
+use crate::store::{Batch, MAX_BATCH, Store, StoreError, Tree, aside, journal, unix_ms, vault};
 
 /// Memory that sled may use at a worker.
 pub const DEFAULT_CACHE_BYTES: u64 = 16 << 20;
@@ -56,13 +53,6 @@ pub(super) const CACHE: &str = "cache";
 
 /// Bytes that the disk may hold beyond three times the live ones, by default.
 pub const DEFAULT_SLACK_BYTES: u64 = 64 << 20;
-
-/// No store lives to see so many uses: a larger number on disk is damage, and counting on from it
-/// would end in an overflow.
-const MAX_USES: u64 = 1 << 60;
-
-/// Pairs read at a time when the store opens.
-const PAGE: usize = 1_024;
 
 /// How a worker's store is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,27 +109,6 @@ struct Home {
 enum Mark {
     Memory(Option<HighWater>),
     Disk(MarkFile<RealDisk>),
-}
-
-/// What is there and when it was used.
-#[derive(Debug, Default)]
-struct Usage {
-    blobs: Recency<SpecHash, u64>,
-    live_bytes: u64,
-    /// Uses not written yet.
-    touched: BTreeSet<SpecHash>,
-    /// What readers did not find as it should be, and not written yet.
-    spoilt: BTreeMap<SpecHash, Spoilt>,
-    held: Recency<(SpecName, Revision), ()>,
-}
-
-/// What a reader found in place of a blob.
-#[derive(Debug, Clone)]
-enum Spoilt {
-    /// Nothing, where there should be something: a power cut may take the value of a key.
-    Gone,
-    /// Wrong bytes, and how they are wrong.
-    Damaged(Quarantined),
 }
 
 /// What was found when a worker's store opened.
@@ -445,8 +414,10 @@ impl WorkerStore {
         self.write_touched(store)?;
         let spoilt = self.usage().spoilt.clone();
         for (hash, found) in spoilt {
+            // What cannot be looked at now is found again by its next reader.
+            let look = blobs::look(store, hash, None).ok();
             // Someone may have saved it since.
-            if !matches!(blobs::look(store, hash, None)?, Look::Found(_)) {
+            if look.is_some_and(|look| !matches!(look, Look::Found(_))) {
                 if let Spoilt::Damaged(blob) = &found {
                     blobs::quarantine(store, hash, &blob.reason)?;
                 }
@@ -554,91 +525,10 @@ impl Mark {
     }
 }
 
-impl Usage {
-    fn read(store: &dyn Store) -> Result<Self, StoreError> {
-        let mut used = Vec::new();
-        visit(store, Tree::Used, PAGE, |key, value| {
-            used.push(decode_used(key, value).map_err(|error| {
-                StoreError::Damaged(format!("when a blob was used last: {error}"))
-            })?);
-            Ok(())
-        })?;
-        used.sort_unstable();
-        let mut usage = Self::default();
-        for (at, hash, len) in used {
-            usage.blobs.restore(hash, len, at);
-            usage.live_bytes = usage.live_bytes.saturating_add(len);
-        }
-        let mut held = held::read_all(store)?;
-        held.sort_by_key(|held| held.seen_at);
-        for held in held {
-            usage.held.insert(held.key(), ());
-        }
-        Ok(usage)
-    }
-
-    /// What must go so that `spec` fits into the budget.
-    fn victims(&self, spec: &Spec, budget_bytes: u64) -> Vec<SpecHash> {
-        let old = self.blobs.get(&spec.hash()).map_or(0, |(_, &len)| len);
-        let mut left = self.live_bytes.saturating_sub(old);
-        let mut victims = Vec::new();
-        let others = self.blobs.oldest_first();
-        for (&hash, len) in others.filter(|(hash, _)| **hash != spec.hash()) {
-            if left.saturating_add(spec.len()) <= budget_bytes {
-                break;
-            }
-            victims.push(hash);
-            left = left.saturating_sub(*len);
-        }
-        victims
-    }
-
-    /// Takes note that a blob is not there although it was kept, if that is so: of another length
-    /// than `len` it is not missing.
-    fn missed(&mut self, hash: SpecHash, len: Option<u64>) {
-        let known = self.blobs.get(&hash).map(|(_, &len)| len);
-        if known.is_some_and(|known| len.is_none_or(|len| len == known)) {
-            self.spoil(hash, Spoilt::Gone);
-        }
-    }
-
-    fn spoil(&mut self, hash: SpecHash, how: Spoilt) {
-        // What finds no place is found again by its next reader.
-        if self.spoilt.len() < MAX_QUARANTINE || self.spoilt.contains_key(&hash) {
-            self.spoilt.insert(hash, how);
-        }
-    }
-
-    fn remove(&mut self, hash: SpecHash) {
-        let len = self.blobs.remove(&hash).unwrap_or(0);
-        self.live_bytes = self.live_bytes.saturating_sub(len);
-        self.touched.remove(&hash);
-    }
-}
-
 fn remove_blob(batch: &mut Batch, hash: SpecHash) {
     batch
         .remove(Tree::Blobs, hash.as_bytes())
         .remove(Tree::Used, hash.as_bytes());
-}
-
-fn put_used(batch: &mut Batch, hash: SpecHash, at: u64, len: u64) {
-    let mut w = Writer::new();
-    w.u64(at).u64(len);
-    batch.put(Tree::Used, hash.as_bytes(), w.finish());
-}
-
-fn decode_used(key: &[u8], value: &[u8]) -> Result<(u64, SpecHash, u64), DecodeError> {
-    let mut key = Reader::new(key);
-    let hash = key.hash()?;
-    key.end()?;
-    let mut r = Reader::new(value);
-    let (at, len) = (r.u64()?, r.u64()?);
-    r.end()?;
-    match at < MAX_USES {
-        true => Ok((at, hash, len)),
-        false => Err(DecodeError::Value("more uses than there can be")),
-    }
 }
 
 #[cfg(test)]

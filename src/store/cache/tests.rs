@@ -4,7 +4,7 @@
 use std::fs;
 
 use super::*;
-use crate::catalog::{CatalogId, Content, Epoch, HeadHash, Version};
+use crate::catalog::{CatalogId, Content, Epoch, HeadHash, Revision, Version};
 use crate::store::disk::damage;
 
 mod damaged;

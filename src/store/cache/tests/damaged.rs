@@ -2,6 +2,7 @@
 //! once the lost bytes are saved again everything is there. Method: one prepared store, copied
 //! and damaged at many places.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 
 use super::*;
