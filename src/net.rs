@@ -18,6 +18,7 @@ mod exchange;
 mod frame;
 mod link;
 mod live;
+mod pace;
 mod runtime;
 mod serve;
 mod session;
@@ -36,7 +37,8 @@ pub use self::session::{SessionKey, Vouch};
 pub use self::socket::{Port, check_bind};
 use crate::proto::limit;
 
-/// The slowest pace at which bytes may come.
+/// The slowest pace at which bytes may move on a connection. Its streams share it: with n of them
+/// under way, each may take n times as long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Floor {
     /// Bytes that must have come per second, on average since the grace ended.
@@ -57,9 +59,14 @@ impl Default for Floor {
 impl Floor {
     /// How long `len` bytes may take.
     fn allows(&self, len: u64) -> Duration {
+        self.grace + self.moves(len)
+    }
+
+    /// The same without the grace.
+    fn moves(&self, len: u64) -> Duration {
         let rate = self.bytes_per_sec.max(1);
         let micros = u128::from(len) * 1_000_000 / u128::from(rate);
-        self.grace + Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+        Duration::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
     }
 }
 

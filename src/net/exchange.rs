@@ -5,8 +5,9 @@ use bytes::Bytes;
 use quinn::RecvStream;
 use tokio::time::Instant;
 
-use super::frame::{peek_end, read_bytes, read_frame};
+use super::frame::{ReadFail, peek_end, read_bytes, read_frame};
 use super::link::Up;
+use super::pace::{Mark, Share};
 use super::{Floor, LinkError};
 use crate::identity::NodeUri;
 use crate::proto::limit::{ANSWER_TIMEOUT, FIRST_BYTE_EXTRA, FIRST_BYTE_MIN, MAX_FRAME_LEN};
@@ -15,7 +16,7 @@ use crate::proto::wire::{Response, Welcome, decode_answer};
 /// How long a call waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// The first byte of a frame may take this long at least,
+    /// The first byte of a frame may take this long at least once the request has gone out,
     pub first_byte: Duration,
     /// or two round trips and this, if that is more.
     pub beyond_rtts: Duration,
@@ -55,10 +56,20 @@ pub struct Exchange {
     up: Arc<Up>,
     patience: Patience,
     recv: RecvStream,
-    sent: Instant,
+    sent: Sent,
+    share: Share,
     first_frame: Option<Duration>,
     /// Bytes of an announced body that were not asked for.
     unread: u64,
+}
+
+/// A request that was handed to its connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sent {
+    pub(super) at: Instant,
+    pub(super) mark: Mark,
+    /// Its bytes; most of them may still wait to be sent.
+    pub(super) len: u64,
 }
 
 /// How quick an answer was.
@@ -71,12 +82,19 @@ pub struct Timing {
 }
 
 impl Exchange {
-    pub(super) fn new(up: Arc<Up>, patience: Patience, recv: RecvStream, sent: Instant) -> Self {
+    pub(super) fn new(
+        up: Arc<Up>,
+        patience: Patience,
+        recv: RecvStream,
+        sent: Sent,
+        share: Share,
+    ) -> Self {
         Self {
             up,
             patience,
             recv,
             sent,
+            share,
             first_frame: None,
             unread: 0,
         }
@@ -94,11 +112,19 @@ impl Exchange {
             return Err(LinkError::unexpected());
         }
         let within = self.patience.first_byte(self.up.connection.rtt());
-        let max_len = MAX_FRAME_LEN as usize;
-        let floor = self.patience.floor;
-        let frame = read_frame(&mut self.recv, max_len, Instant::now() + within, floor).await;
+        let frame = loop {
+            // A peer cannot answer what the path is still carrying to it.
+            let on_the_way = self.on_the_way();
+            let wait = on_the_way.unwrap_or(within);
+            let max_len = MAX_FRAME_LEN as usize;
+            match read_frame(&mut self.recv, max_len, Instant::now() + wait, &self.share).await {
+                Err(ReadFail::Silent) if on_the_way.is_some() => {}
+                frame => break frame,
+            }
+        };
         let (tag, header) = frame.map_err(|fail| fail.or_silent(within))?;
-        self.first_frame.get_or_insert_with(|| self.sent.elapsed());
+        self.first_frame
+            .get_or_insert_with(|| self.sent.at.elapsed());
         let response = decode_answer(tag, &header)?.map_err(LinkError::Refused)?;
         self.unread = response.body_len();
         Ok(response)
@@ -114,12 +140,20 @@ impl Exchange {
         let Some(small) = usize::try_from(len).ok().filter(|_| len <= max) else {
             return Err(LinkError::TooLong { len, max });
         };
-        let since = Instant::now();
-        let body = read_bytes(&mut self.recv, small, since, self.patience.floor)
+        let body = read_bytes(&mut self.recv, small, &self.share)
             .await
             .map_err(|fail| fail.or_silent(self.patience.first_byte))?;
         self.unread = 0;
         Ok(body)
+    }
+
+    /// How long the request may still be on its way to the peer, if it may.
+    fn on_the_way(&self) -> Option<Duration> {
+        if self.first_frame.is_some() {
+            return None;
+        }
+        let allowed = self.patience.floor.moves(self.sent.len);
+        self.share.left(self.sent.mark, allowed)
     }
 
     /// How quick the answer was so far.

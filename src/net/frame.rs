@@ -9,7 +9,8 @@ use bytes::{Bytes, BytesMut};
 use quinn::{ReadError, RecvStream};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Floor, LinkError};
+use super::LinkError;
+use super::pace::{Mark, Over, Share};
 use crate::proto::wire::{FRAME_PREFIX_LEN, FrameError, parse_prefix};
 
 /// Most memory taken ahead of the bytes that fill it.
@@ -63,10 +64,10 @@ pub(super) async fn read_frame(
     recv: &mut RecvStream,
     max_header_len: usize,
     first_byte: Instant,
-    floor: Floor,
+    share: &Share,
 ) -> Result<(u8, Bytes), ReadFail> {
-    let (tag, len) = read_prefix(recv, max_header_len, first_byte, floor).await?;
-    Ok((tag, read_bytes(recv, len, Instant::now(), floor).await?))
+    let (tag, len) = read_prefix(recv, max_header_len, first_byte, share).await?;
+    Ok((tag, read_bytes(recv, len, share).await?))
 }
 
 /// Reads the tag of a frame and the length of its header, which comes next.
@@ -74,7 +75,7 @@ pub(super) async fn read_prefix(
     recv: &mut RecvStream,
     max_header_len: usize,
     first_byte: Instant,
-    floor: Floor,
+    share: &Share,
 ) -> Result<(u8, usize), ReadFail> {
     let first = timeout_at(first_byte, recv.read_chunk(FRAME_PREFIX_LEN, true));
     let first = match first.await {
@@ -84,7 +85,7 @@ pub(super) async fn read_prefix(
     let mut prefix = [0; FRAME_PREFIX_LEN];
     let (filled, missing) = prefix.split_at_mut(first.bytes.len());
     filled.copy_from_slice(&first.bytes);
-    let rest = read_bytes(recv, missing.len(), Instant::now(), floor).await?;
+    let rest = read_bytes(recv, missing.len(), share).await?;
     missing.copy_from_slice(&rest);
 
     let (tag, len) = parse_prefix(prefix)?;
@@ -94,18 +95,18 @@ pub(super) async fn read_prefix(
     Ok((tag, len))
 }
 
-/// Reads exactly `len` bytes, no slower than the floor counted from `since`. The caller has
+/// Reads exactly `len` bytes, no slower than this stream's share of the floor. The caller has
 /// checked `len`; memory is taken as bytes come.
 pub(super) async fn read_bytes(
     recv: &mut RecvStream,
     len: usize,
-    since: Instant,
-    floor: Floor,
+    share: &Share,
 ) -> Result<Bytes, ReadFail> {
     if len == 0 {
         return Ok(Bytes::new());
     }
-    let mut received = read_some(recv, len, 0, since, floor).await?;
+    let since = (Instant::now(), share.mark());
+    let mut received = read_some(recv, len, 0, since, share).await?;
     if received.len() == len {
         return Ok(received);
     }
@@ -115,7 +116,7 @@ pub(super) async fn read_bytes(
         if all.len() == len {
             return Ok(all.freeze());
         }
-        received = read_some(recv, len - all.len(), all.len(), since, floor).await?;
+        received = read_some(recv, len - all.len(), all.len(), since, share).await?;
     }
 }
 
@@ -123,13 +124,14 @@ async fn read_some(
     recv: &mut RecvStream,
     max: usize,
     received: usize,
-    since: Instant,
-    floor: Floor,
+    (since, mark): (Instant, Mark),
+    share: &Share,
 ) -> Result<Bytes, ReadFail> {
     let received = received as u64;
-    let deadline = since + floor.allows(received);
-    match timeout_at(deadline, recv.read_chunk(max, true)).await {
-        Err(_) => Err(ReadFail::Slow { received, since }),
+    let allowed = share.floor.allows(received);
+    let read = share.within(mark, allowed, recv.read_chunk(max, true));
+    match read.await {
+        Err(Over) => Err(ReadFail::Slow { received, since }),
         Ok(Ok(Some(chunk))) => Ok(chunk.bytes),
         Ok(Ok(None)) => Err(ReadFail::Short),
         Ok(Err(error)) => Err(ReadFail::Gone(error)),

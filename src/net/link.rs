@@ -12,9 +12,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::endpoint::{Endpoint, Shared};
 use super::error::{DialFailure, LinkError};
-use super::exchange::{Exchange, Patience};
+use super::exchange::{Exchange, Patience, Sent};
 use super::frame::{ReadFail, peek_end, read_frame};
 use super::live::{Vouched, close};
+use super::pace::{Over, Sharers};
 use super::session::{Vouch, session_key};
 use crate::identity::{NodeUri, Role};
 use crate::proto::code::CloseCode;
@@ -102,6 +103,7 @@ pub(super) struct Up {
     pub(super) welcome: Welcome,
     /// What this node was when it dialled.
     own: Arc<Credentials>,
+    sharers: Sharers,
 }
 
 impl Link {
@@ -189,10 +191,14 @@ impl Link {
         patience: Patience,
     ) -> Result<Exchange, LinkError> {
         let up = self.up(patience.dial_now).await?;
-        let sent = Instant::now();
+        let share = up.sharers.join(patience.floor);
         let frame = request.to_frame()?;
-        let within = patience.first_byte(up.connection.rtt());
-        let allowed = within + patience.floor.allows((frame.len() + body.len()) as u64);
+        let sent = Sent {
+            at: Instant::now(),
+            mark: share.mark(),
+            len: (frame.len() + body.len()) as u64,
+        };
+        let allowed = patience.first_byte(up.connection.rtt()) + patience.floor.allows(sent.len);
         let send = async {
             let (mut send, recv) = up.connection.open_bi().await?;
             let mut parts = [Bytes::from(frame), body];
@@ -205,13 +211,12 @@ impl Link {
             let _ = send.finish();
             Ok(recv)
         };
-        let recv = timeout(allowed, send)
-            .await
-            .map_err(|_| LinkError::TimedOut {
-                what: "the request was not taken",
-                within: allowed,
-            })??;
-        Ok(Exchange::new(up, patience, recv, sent))
+        let taken = share.within(sent.mark, allowed, send).await;
+        let recv = taken.map_err(|Over| LinkError::TimedOut {
+            what: "the request was not taken",
+            within: sent.at.elapsed(),
+        })??;
+        Ok(Exchange::new(up, patience, recv, sent, share))
     }
 
     async fn up(&self, dial_now: bool) -> Result<Arc<Up>, LinkError> {
@@ -402,7 +407,9 @@ impl Inner {
         };
         let limits = &shared.options.limits;
         let first_byte = Instant::now() + limits.dial;
-        let frame = read_frame(&mut recv, MAX_FRAME_LEN as usize, first_byte, limits.floor).await;
+        let sharers = Sharers::new();
+        let share = sharers.join(limits.floor);
+        let frame = read_frame(&mut recv, MAX_FRAME_LEN as usize, first_byte, &share).await;
         let (tag, header) = frame.map_err(|fail| match fail {
             ReadFail::Gone(quinn::ReadError::ConnectionLost(error)) => self.not_connected(error),
             fail => fail.or_silent(limits.dial),
@@ -416,6 +423,7 @@ impl Inner {
                     uri,
                     welcome,
                     own,
+                    sharers,
                 })
             }
             Ok(_) => Err(LinkError::unexpected()),

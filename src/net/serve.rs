@@ -9,10 +9,10 @@ use quinn::{Connection, Incoming, RecvStream, SendStream, WriteError};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 
-use super::Floor;
 use super::endpoint::Shared;
 use super::frame::{Follows, ReadFail, peek_end, read_bytes, read_frame, read_prefix};
 use super::live::close;
+use super::pace::{Over, Share, Sharers};
 use super::session::{SessionKey, session_key};
 use crate::identity::{NodeUri, Role};
 use crate::proto::code::{CloseCode, Code, Refusal};
@@ -75,15 +75,15 @@ pub struct Gone;
 #[derive(Debug)]
 pub struct Reply {
     stream: SendStream,
-    floor: Floor,
+    share: Share,
     answered: bool,
 }
 
 impl Reply {
-    fn new(shared: &Shared, stream: SendStream) -> Self {
+    fn new(stream: SendStream, share: Share) -> Self {
         Self {
             stream,
-            floor: shared.options.limits.floor,
+            share,
             answered: false,
         }
     }
@@ -130,9 +130,10 @@ impl Reply {
 
     async fn write(&mut self, frame: Vec<u8>, body: Bytes) -> Result<(), Gone> {
         self.answered = true;
-        let allowed = self.floor.allows((frame.len() + body.len()) as u64);
+        let allowed = self.share.floor.allows((frame.len() + body.len()) as u64);
         let mut parts = [Bytes::from(frame), body];
-        match timeout(allowed, self.stream.write_all_chunks(&mut parts)).await {
+        let write = self.stream.write_all_chunks(&mut parts);
+        match self.share.within(self.share.mark(), allowed, write).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(WriteError::Stopped(_) | WriteError::ConnectionLost(_))) => Err(Gone),
             Ok(Err(error)) => {
@@ -140,7 +141,7 @@ impl Reply {
                 Err(Gone)
             }
             // It opened the stream and does not read: its window stays full.
-            Err(_) => {
+            Err(Over) => {
                 metrics::counter!("larder_slow_readers_total").increment(1);
                 let _ = self.stream.reset(Code::Busy.number().into());
                 Err(Gone)
@@ -229,14 +230,15 @@ async fn serve_connection<S: Service>(
             return;
         }
     }
+    let sharers = Sharers::new();
+    let floor = shared.options.limits.floor;
     while let Ok((send, recv)) = connection.accept_bi().await {
+        let mut reply = Reply::new(send, sharers.join(floor));
         if shared.is_draining() {
-            refuse(
-                shared,
-                send,
-                &Refusal::new(Code::Draining, "this node is shutting down"),
-            )
-            .await;
+            // Unread: a drain holds all the room.
+            let refusal = Refusal::new(Code::Draining, "this node is shutting down");
+            let _ = reply.refuse(&refusal).await;
+            let _ = reply.stream.finish();
             continue;
         }
         // Room is waited for here: QUIC then holds the peer's further streams back.
@@ -250,7 +252,7 @@ async fn serve_connection<S: Service>(
                 addr: connection.remote_address(),
             },
             recv,
-            reply: Reply::new(shared, send),
+            reply,
         };
         let service = service.clone();
         tokio::spawn(async move {
@@ -258,13 +260,6 @@ async fn serve_connection<S: Service>(
             drop(room);
         });
     }
-}
-
-/// Refuses a request without reading it; a drain holds all the room.
-async fn refuse(shared: &Shared, send: SendStream, refusal: &Refusal) {
-    let mut reply = Reply::new(shared, send);
-    let _ = reply.refuse(refusal).await;
-    let _ = reply.stream.finish();
 }
 
 /// The first stream carried something else, or nothing.
@@ -278,7 +273,8 @@ async fn hello<S: Service>(
     let (mut send, mut recv) = connection.accept_bi().await.map_err(|_| NoHello)?;
     let limits = &shared.options.limits;
     let first_byte = Instant::now() + limits.hello;
-    let (tag, header) = read_frame(&mut recv, MAX_SMALL_HEADER_LEN, first_byte, limits.floor)
+    let share = Sharers::new().join(limits.floor);
+    let (tag, header) = read_frame(&mut recv, MAX_SMALL_HEADER_LEN, first_byte, &share)
         .await
         .map_err(|_| NoHello)?;
     let Ok(Request::Hello(Hello { mut agent })) = Request::from_frame(tag, &header) else {
@@ -344,12 +340,12 @@ impl Asked {
     /// role allows.
     async fn read(&mut self) -> Result<Read, Unread> {
         let role = self.peer.uri.role();
-        let floor = self.shared.options.limits.floor;
-        let first_byte = Instant::now() + floor.grace;
+        let share = &self.reply.share;
+        let first_byte = Instant::now() + share.stretch(share.floor.grace);
         let (tag, len) =
-            read_prefix(&mut self.recv, max_header_len(role), first_byte, floor).await?;
+            read_prefix(&mut self.recv, max_header_len(role), first_byte, share).await?;
         let header_room = self.room(len).await?;
-        let header = read_bytes(&mut self.recv, len, Instant::now(), floor).await?;
+        let header = read_bytes(&mut self.recv, len, share).await?;
         let request = Request::from_frame(tag, &header).map_err(ReadFail::Frame)?;
         if request.kind() == Kind::Hello {
             return Err(
@@ -360,7 +356,7 @@ impl Asked {
 
         let len = self.body_len(&request)?;
         let body_room = self.room(len).await?;
-        let body = read_bytes(&mut self.recv, len, Instant::now(), floor).await?;
+        let body = read_bytes(&mut self.recv, len, share).await?;
         if peek_end(&mut self.recv) == Follows::Bytes {
             return Err(Refusal::new(Code::BadFrame, "bytes follow the request").into());
         }

@@ -5,6 +5,7 @@ mod answers;
 mod life;
 mod refusals;
 mod requests;
+mod slow_path;
 
 use std::fs;
 use std::net::SocketAddr;
