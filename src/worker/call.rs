@@ -127,7 +127,11 @@ pub(super) async fn fetch(link: &Link, hash: SpecHash, len: Option<u64>, peer: b
         let request = Request::GetBlob(GetBlob { hash, force: true });
         let mut exchange = link.call(&request, Bytes::new(), patience).await?;
         match exchange.next().await? {
-            Response::Blob(_) => Ok(exchange.body(max).await?),
+            Response::Blob(_) => match exchange.body(max).await {
+                // Its length alone says that these are not the bytes: as good as wrong ones.
+                Err(LinkError::TooLong { .. }) => Ok(Bytes::new()),
+                body => Ok(body?),
+            },
             _ => Err(Trouble::Order),
         }
     };
@@ -189,5 +193,57 @@ fn failed(trouble: Trouble) -> Event {
     Event::Failed {
         reason,
         unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{EndpointOptions, Limits, Peer, Port, Reply, Runtime, Service, SessionKey};
+    use crate::proto::wire::{HeadBytes, ProofBytes};
+    use crate::spec::Spec;
+    use crate::trust::{Identity, IdentityOptions, IdentityPaths, issue};
+
+    /// Announces eleven bytes, whatever it is asked for.
+    struct Liar;
+
+    impl Service for Liar {
+        fn catalog(&self, _: &SessionKey) -> Option<(HeadBytes, ProofBytes)> {
+            None
+        }
+
+        async fn serve(&self, _: Peer, _: Request, _: Bytes, reply: &mut Reply) {
+            let blob = Response::Blob(crate::proto::wire::Blob { len: 11 });
+            // The asker may have seen enough.
+            let _ = reply.send_with_body(&blob, "eleven byte".into()).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_announced_length_that_the_record_rules_out_is_as_good_as_wrong_bytes() {
+        let dir = tempfile::tempdir().expect("a directory");
+        issue::throwaway(dir.path()).expect("throwaway");
+        let runtime = Runtime::start().expect("a thread");
+        let bind = |name: &str| {
+            let paths = IdentityPaths::in_dir(&dir.path().join(name));
+            let identity = Identity::load(paths, IdentityOptions::default()).expect("an identity");
+            let options = EndpointOptions {
+                reset_key: [7; 32],
+                agent: "test".into(),
+                max_spec_len: MAX_SPEC_LEN,
+                limits: Limits::default(),
+            };
+            let addr = "127.0.0.1:0".parse().expect("an address");
+            let port = Port::bind(addr, identity.uri().cluster()).expect("a port");
+            Endpoint::start(runtime.handle(), port, identity, options).expect("started")
+        };
+        let (liar, asker) = (bind("dev/worker/w1"), bind("dev/worker/w2"));
+        liar.serve(Arc::new(Liar));
+        let link = Link::new(&asker, liar.local_addr().to_string(), Wanted::Peer);
+        let hash = SpecHash::of(b"five!");
+        match fetch(&link, hash, Some(5), true).await {
+            Event::Body(body) => assert!(Spec::verify(hash, Some(5), body).is_err()),
+            other => panic!("{other:?}"),
+        }
     }
 }
