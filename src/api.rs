@@ -8,6 +8,8 @@
 pub(crate) mod conformance;
 #[cfg(test)]
 pub(crate) mod shelf;
+#[cfg(test)]
+pub(crate) mod site;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use self::engine::Engine;
 pub(crate) use self::engine::with_causes;
+use self::forward::Preferred;
 use crate::answer::{Answer, Freshness, GetError, Query, Target};
 use crate::api::Api;
 use crate::config::{StoreChoice, WorkerConfig};
@@ -53,6 +54,8 @@ pub(crate) struct Node {
     /// `None` once it has been stopped.
     runtime: Mutex<Option<Runtime>>,
     deadline: Duration,
+    /// For what is forwarded; reads have an order of their own.
+    preferred: Preferred,
     store_dir: Option<PathBuf>,
     started: Instant,
 }
@@ -152,6 +155,7 @@ impl Worker {
             engine,
             runtime: Mutex::new(Some(runtime)),
             deadline: config.deadline,
+            preferred: Preferred::default(),
             store_dir: match &config.store {
                 StoreChoice::Directory(dir) => Some(dir.clone()),
                 StoreChoice::None => None,

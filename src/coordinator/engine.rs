@@ -171,7 +171,7 @@ impl Engine {
             unix_ms: clock::unix_ms(),
         };
         self.drive(input);
-        let result = receive.await.unwrap_or_else(|_| Err(stopping()));
+        let result = receive.await.unwrap_or_else(|_| Err(not_told()));
         let result = result.map_err(|refusal| self.located(refusal));
         match &result {
             Ok(PublishedRev { rev, changed, .. }) => {
@@ -307,6 +307,13 @@ async fn blocking<T: Send + 'static>(
 
 fn stopping() -> Refusal {
     Refusal::new(Code::Draining, "the coordinator is stopping")
+}
+
+/// As after a failure of the disk: a node that is draining has done nothing.
+fn not_told() -> Refusal {
+    let message =
+        "the coordinator stopped meanwhile; whether the publish happened shows after a restart";
+    Refusal::new(Code::Disk, message)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

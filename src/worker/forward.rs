@@ -1,5 +1,6 @@
 //! Requests that only the coordinator can answer, passed on to it.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,20 +10,52 @@ use super::engine::Engine;
 use super::head::{check_answer, proven};
 use crate::answer::{Failure, GetError, Hop, HopFailure};
 use crate::catalog::{CatalogId, Epoch, Revision};
-use crate::net::{LinkError, Patience};
+use crate::net::{Link, LinkError, Patience};
 use crate::proto::code::Code;
 use crate::proto::wire::{Request, Response, Welcome};
 use crate::proto::worker::Mark;
 
-/// A publish waits for two fsyncs at the coordinator, behind whatever is queued there.
-const PUBLISH_PATIENCE: Duration = Duration::from_secs(60);
+/// A publish waits for two fsyncs at the coordinator, and a body for its turn, both behind
+/// whatever is queued there.
+const WRITE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The coordinator's address that answered last, which is asked first: an address that is dead
+/// costs a dial each time.
+#[derive(Debug, Default)]
+pub(super) struct Preferred(Mutex<Option<String>>);
+
+impl Preferred {
+    fn answered(&self, link: &Link) {
+        let mut preferred = self.lock();
+        if preferred.as_deref() != Some(link.addr()) {
+            *preferred = Some(link.addr().to_owned());
+        }
+    }
+
+    fn failed(&self, link: &Link) {
+        let mut preferred = self.lock();
+        preferred.take_if(|addr| addr == link.addr());
+    }
+
+    /// `links` with the preferred one first.
+    fn first<'a>(&self, mut links: Vec<&'a CoordinatorLink>) -> Vec<&'a CoordinatorLink> {
+        let preferred = self.lock();
+        links.sort_by_key(|link| preferred.as_deref() != Some(link.link().addr()));
+        links
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Sends `request` to the coordinator's addresses, one after the other, until one answers.
 ///
-/// Only what may not have been carried out is sent to a second address, unless it is safe to
+/// Only what cannot have been carried out is sent to a second address, unless it is safe to
 /// repeat.
 pub(super) async fn to_coordinator(
     engine: &Engine,
+    preferred: &Preferred,
     request: &Request,
     body: Bytes,
 ) -> Result<Response, Failure> {
@@ -33,34 +66,52 @@ pub(super) async fn to_coordinator(
     };
     // Before anything is sent: what is seen meanwhile is no measure for these answers.
     let mark = engine.machine().mark();
-    for link in engine.coordinator_links() {
-        let ask = || ask(link, request, body.clone(), mark);
-        let mut answer = ask().await;
-        if let Err(Trouble::Link(error)) = &answer
+    for link in preferred.first(engine.coordinator_links()) {
+        let mut answer = ask(link, request, body.clone(), mark).await;
+        if let Err(Unanswered {
+            trouble: Trouble::Link(error),
+            sent,
+        }) = &answer
             && error.is_lost()
-            && repeatable
+            && (repeatable || !sent)
         {
             // A new connection may do.
-            answer = ask().await;
+            answer = ask(link, request, body.clone(), mark).await;
         }
-        match answer {
-            Ok(response) => return Ok(response),
-            Err(Trouble::Link(LinkError::Refused(refusal)))
-                if !matches!(refusal.code, Code::NoCatalog | Code::Draining) =>
-            {
-                return Err(refusal.into());
+        let Unanswered { trouble, sent } = match answer {
+            Ok(response) => {
+                preferred.answered(link.link());
+                return Ok(response);
             }
-            Err(Trouble::Untrue(error)) => return Err(tried.untrue(link, error)),
-            Err(trouble) => {
-                let dialled = !matches!(trouble, Trouble::Link(LinkError::Dial { .. }));
-                tried.add(link, &trouble);
-                if dialled && !repeatable {
-                    return Err(tried.failure("whether it happened is not known"));
+            Err(unanswered) => unanswered,
+        };
+        let nothing_happened = match &trouble {
+            Trouble::Untrue(error) => {
+                preferred.failed(link.link());
+                return Err(tried.untrue(link, error.clone()));
+            }
+            Trouble::Link(LinkError::Refused(refusal)) => match refusal.code {
+                Code::NoCatalog | Code::Draining => true,
+                _ => {
+                    preferred.answered(link.link());
+                    return Err(refusal.clone().into());
                 }
-            }
+            },
+            _ => !sent,
+        };
+        preferred.failed(link.link());
+        tried.add(link, &trouble);
+        if !repeatable && !nothing_happened {
+            return Err(tried.failure("whether it happened is not known"));
         }
     }
     Err(tried.failure("no coordinator answered"))
+}
+
+struct Unanswered {
+    trouble: Trouble,
+    /// The request went out, and may have been carried out unless the answer says otherwise.
+    sent: bool,
 }
 
 async fn ask(
@@ -68,21 +119,35 @@ async fn ask(
     request: &Request,
     body: Bytes,
     mark: Option<Mark>,
-) -> Result<Response, Trouble> {
-    let (response, exchange) = link.ask(request, body, patience(request)).await?;
-    check(exchange.welcome(), request, &response, mark)?;
-    Ok(response)
+) -> Result<Response, Unanswered> {
+    let patience = patience_for(request);
+    // By itself, so that a handshake that fails is told from an answer that does not come.
+    let up = link.link().connect(patience.dial_now).await;
+    up.map_err(|error| Unanswered {
+        trouble: error.into(),
+        sent: false,
+    })?;
+    let answer = link.ask(request, body, patience).await;
+    let checked = answer.and_then(|(response, exchange)| {
+        check(exchange.welcome(), request, &response, mark)?;
+        Ok(response)
+    });
+    checked.map_err(|trouble| Unanswered {
+        trouble,
+        sent: true,
+    })
 }
 
-fn patience(request: &Request) -> Patience {
-    let mut patience = Patience {
+fn patience_for(request: &Request) -> Patience {
+    let usual = Patience::coordinator();
+    Patience {
         dial_now: true,
-        ..Patience::coordinator()
-    };
-    if let Request::Publish(_) = request {
-        patience.first_byte = PUBLISH_PATIENCE;
+        first_byte: match request {
+            Request::Publish(_) | Request::PutBlob(_) => WRITE_PATIENCE,
+            _ => usual.first_byte,
+        },
+        ..usual
     }
-    patience
 }
 
 /// Whether an answer is of the catalog that was proven, and may follow what had been seen.
@@ -215,3 +280,6 @@ pub(super) fn confused() -> Failure {
         "the coordinator answered another question",
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -167,7 +167,7 @@ impl super::Worker {
 
 impl Node {
     async fn forward(&self, request: Request, body: Bytes) -> Result<Response, Failure> {
-        to_coordinator(self.engine(), &request, body).await
+        to_coordinator(self.engine(), &self.preferred, &request, body).await
     }
 }
 
