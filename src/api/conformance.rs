@@ -254,3 +254,31 @@ pub(crate) fn one(text: &str, spec: Option<&Spec>, expect: Option<u64>) -> Publi
         }],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::site::Site;
+
+    #[tokio::test]
+    async fn the_coordinator_in_its_own_process_keeps_the_contract() {
+        let site = Site::new();
+        let coordinator = site.coordinator(site.store("c"));
+        check(coordinator.api()).await;
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_passes_on_what_it_cannot_answer_keeps_the_contract() {
+        let site = Site::new();
+        let coordinator = site.coordinator(site.store("c"));
+        let worker = site.publisher(&[coordinator.local_addr()]);
+        check(worker.api()).await;
+    }
+
+    #[tokio::test]
+    async fn a_client_without_a_daemon_keeps_the_contract() {
+        let site = Site::new();
+        let coordinator = site.coordinator(site.store("c"));
+        check(&site.client(coordinator.local_addr())).await;
+    }
+}
