@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use crate::catalog::Revision;
 use crate::catalog::record::{Change, Record, Version};
@@ -52,6 +52,8 @@ pub struct Catalog {
     names: usize,
     root: StateRoot,
     groups: Box<[Arc<Group>]>,
+    /// All names in order, once somebody has asked; shared until a name is added.
+    sorted: OnceLock<Arc<[SpecName]>>,
 }
 
 type Group = [Arc<Bucket>];
@@ -103,6 +105,7 @@ impl Catalog {
                 names: 0,
                 root: root_of(&groups),
                 groups,
+                sorted: OnceLock::new(),
             }
         });
         EMPTY.clone()
@@ -170,6 +173,9 @@ impl Catalog {
             }
             next.set_bucket(index, Bucket::new(names));
         }
+        if next.names != self.names {
+            next.sorted = OnceLock::new();
+        }
         next.root = root_of(&next.groups);
         next
     }
@@ -225,6 +231,16 @@ impl Catalog {
             .flat_map(|group| group.iter())
             .flat_map(|bucket| bucket.names.iter())
             .map(|(name, versions)| (name, &**versions))
+    }
+
+    /// Every name, deleted ones among them, in order. Sorts them on the first call, and on the
+    /// next one after a name has been added.
+    pub fn sorted_names(&self) -> &[SpecName] {
+        self.sorted.get_or_init(|| {
+            let mut names: Vec<_> = self.iter().map(|(name, _)| name.clone()).collect();
+            names.sort_unstable();
+            names.into()
+        })
     }
 
     /// Every current record, sorted by name.
@@ -393,6 +409,20 @@ mod tests {
             Err(AtError::Compacted { .. })
         ));
         assert_eq!(pruned.prune(rev(1)).oldest(), rev(3), "never comes back");
+    }
+
+    #[test]
+    fn names_are_sorted_once_for_all_revisions_that_add_none() {
+        let one = Catalog::empty().apply(rev(1), &[put("b", "1"), put("a/c", "1")]);
+        assert_eq!(one.sorted_names(), [name("a/c"), name("b")]);
+        let two = one.apply(rev(2), &[put("b", "2"), delete("a/c")]);
+        assert!(std::ptr::eq(one.sorted_names(), two.sorted_names()));
+        assert!(std::ptr::eq(
+            one.sorted_names(),
+            two.prune(rev(2)).sorted_names()
+        ));
+        let three = two.apply(rev(3), &[put("a", "3")]);
+        assert_eq!(three.sorted_names(), [name("a"), name("a/c"), name("b")]);
     }
 
     #[test]
