@@ -346,7 +346,7 @@ impl Asked {
             read_prefix(&mut self.recv, max_header_len(role), first_byte, share).await?;
         let header_room = self.room(len).await?;
         let header = read_bytes(&mut self.recv, len, share).await?;
-        let request = Request::from_frame(tag, &header).map_err(ReadFail::Frame)?;
+        let request = decode(tag, header).await?;
         if request.kind() == Kind::Hello {
             return Err(
                 Refusal::new(Code::BadFrame, "hello comes once, on the first stream").into(),
@@ -390,6 +390,19 @@ impl Asked {
             Refusal::new(Code::TooLarge, message)
         })
     }
+}
+
+/// A long header is decoded where that holds up nobody else.
+async fn decode(tag: u8, header: Bytes) -> Result<Request, Unread> {
+    let small = header.len() <= SMALL_REQUEST_LEN;
+    let decode = move || Request::from_frame(tag, &header).map_err(ReadFail::Frame);
+    let decoded = match small {
+        true => decode(),
+        false => tokio::task::spawn_blocking(decode)
+            .await
+            .map_err(|_| Refusal::new(Code::Internal, "a decoding thread failed"))?,
+    };
+    Ok(decoded?)
 }
 
 /// Only a publisher has something long to say.
