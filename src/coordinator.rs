@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use self::engine::Engine;
+use self::engine::{Engine, Reporter};
 use crate::api::Api;
 use crate::catalog::{CatalogId, Entry, HeadKey, HeadVerifier};
 use crate::clock;
@@ -183,14 +183,12 @@ fn start_engine(
 ) -> Result<(Arc<Engine>, JoinHandle<()>), RunError> {
     let (jobs, queue) = writer::queue();
     let engine = Engine::new(machine, (&vault, dir), jobs, runtime.handle());
-    let weak = Arc::downgrade(&engine);
+    let reporter = Reporter::of(&engine);
     let thread = std::thread::Builder::new()
         .name("larder-journal".into())
         .spawn(move || {
             writer::run(vault, &queue, |written, journal_len| {
-                if let Some(engine) = weak.upgrade() {
-                    engine.written(written, journal_len);
-                }
+                reporter.written(written, journal_len);
             });
         })
         .map_err(RunError::Thread)?;

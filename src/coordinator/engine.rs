@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
@@ -11,8 +12,9 @@ use tokio::sync::{Semaphore, oneshot};
 use super::writer::{Job, MAX_STAGING};
 use crate::clock;
 use crate::proto::code::{Code, Refusal};
-use crate::proto::coordinator::{Coordinator, Input, Output, Ticket, View, Written};
-use crate::proto::wire::{Publish, PublishedRev};
+use crate::proto::coordinator::{Coordinator, Input, Output, Ticket, View, Written, check_form};
+use crate::proto::limit::MAX_HASHES_PER_HAVE;
+use crate::proto::wire::{GetLog, List, Listing, Log, Publish, PublishName, PublishedRev};
 use crate::spec::{Spec, SpecHash};
 use crate::store::file::Disk;
 use crate::store::file::RealDisk;
@@ -22,12 +24,21 @@ use crate::store::vault::{BlobReader, Vault};
 /// a hand-over to another thread. Longer ones go to a thread that may block.
 const INLINE_LEN: u64 = 128 << 10;
 
-/// Bodies up to this number are checked in place when a publish names them.
+/// A publish of up to this many names is carried out where it comes in.
 const INLINE_BODIES: usize = 16;
+
+/// A list of a catalog of up to this many names is answered in place, and a question for up to
+/// this many hashes.
+const INLINE_NAMES: usize = 1_024;
 
 /// The journal is rewritten when it is longer than this and than twice what it held after the
 /// last time.
 const MIN_JOURNAL_LEN: u64 = 64 << 20;
+
+const STORAGE_GONE: &str = "the storage thread has ended";
+
+/// The answer to a publish, once there is one.
+type Published = oneshot::Receiver<Result<PublishedRev, Refusal>>;
 
 /// The body reader over real files.
 pub(super) type Bodies = BlobReader<<RealDisk as Disk>::File>;
@@ -39,6 +50,8 @@ pub(super) struct Engine {
     /// Notified after each input of the machine.
     moved: Condvar,
     view: ArcSwap<View>,
+    standing: ArcSwap<Standing>,
+    max_spec_len: u64,
     /// The store, to name it where its disk is full.
     dir: PathBuf,
     bodies: Bodies,
@@ -54,6 +67,27 @@ pub(super) struct Engine {
     journal_base: AtomicU64,
 }
 
+/// What `status` says of the machine, without waiting for it.
+#[derive(Debug)]
+pub(super) struct Standing {
+    /// Publishes that are not visible yet.
+    pub(super) pending: usize,
+    /// Idempotency keys that are remembered.
+    pub(super) keys: usize,
+    /// Why nothing can be written any more, if so.
+    pub(super) lost: Option<String>,
+}
+
+impl Standing {
+    fn of(machine: &Coordinator) -> Self {
+        Self {
+            pending: machine.pending(),
+            keys: machine.ledger().keys(),
+            lost: machine.lost().map(str::to_owned),
+        }
+    }
+}
+
 impl Engine {
     pub(super) fn new(
         machine: Coordinator,
@@ -64,6 +98,8 @@ impl Engine {
         let journal_len = vault.journal_len();
         Arc::new(Self {
             view: ArcSwap::new(machine.view()),
+            standing: ArcSwap::from_pointee(Standing::of(&machine)),
+            max_spec_len: machine.max_spec_len(),
             machine: Mutex::new(machine),
             moved: Condvar::new(),
             dir: dir.to_owned(),
@@ -84,7 +120,28 @@ impl Engine {
         self.view.load_full()
     }
 
-    pub(super) fn machine(&self) -> MutexGuard<'_, Coordinator> {
+    /// How the machine stands.
+    pub(super) fn standing(&self) -> Arc<Standing> {
+        self.standing.load_full()
+    }
+
+    /// Answers a list from what is visible.
+    pub(super) async fn list(&self, list: List) -> Result<Listing, Refusal> {
+        let view = self.view();
+        match view.records.names() <= INLINE_NAMES {
+            true => view.list(&list),
+            false => blocking(move || view.list(&list)).await?,
+        }
+    }
+
+    /// Answers a question for the history.
+    pub(super) async fn log(self: &Arc<Self>, get: GetLog) -> Result<Log, Refusal> {
+        // The machine may be at work on a large publish.
+        let engine = Arc::clone(self);
+        blocking(move || engine.machine().ledger().log(&get)).await
+    }
+
+    fn machine(&self) -> MutexGuard<'_, Coordinator> {
         lock(&self.machine)
     }
 
@@ -115,9 +172,25 @@ impl Engine {
     }
 
     /// Those of `hashes` that are not in the journal.
-    pub(super) fn missing(&self, mut hashes: Vec<SpecHash>) -> Vec<SpecHash> {
-        hashes.retain(|hash| !self.bodies.has(*hash));
-        hashes
+    pub(super) async fn missing(
+        &self,
+        mut hashes: Vec<SpecHash>,
+    ) -> Result<Vec<SpecHash>, Refusal> {
+        let count = hashes.len();
+        if count > MAX_HASHES_PER_HAVE {
+            let message =
+                format!("{count} hashes in one request, at most {MAX_HASHES_PER_HAVE} are allowed");
+            return Err(Refusal::new(Code::TooLarge, message));
+        }
+        let bodies = self.bodies.clone();
+        let look = move || {
+            hashes.retain(|hash| !bodies.has(*hash));
+            hashes
+        };
+        match count <= INLINE_NAMES {
+            true => Ok(look()),
+            false => blocking(look).await,
+        }
     }
 
     /// The bytes of `hash`; `None` when there are none here, or none that are whole.
@@ -148,8 +221,11 @@ impl Engine {
     pub(super) async fn stage(self: &Arc<Self>, spec: Spec) -> Result<(), Refusal> {
         let _turn = self.staging.acquire().await;
         let (done, staged) = oneshot::channel();
-        self.enqueue(Job::Body { spec, done });
-        let staged = staged.await.unwrap_or_else(|_| Err(stopping()));
+        if !self.enqueue(Job::Body { spec, done }) {
+            self.lose_storage();
+        }
+        let gone = |_| Err(Refusal::new(Code::Disk, STORAGE_GONE));
+        let staged = staged.await.unwrap_or_else(gone);
         staged.map_err(|refusal| self.located(refusal))
     }
 
@@ -159,19 +235,11 @@ impl Engine {
         by: String,
         publish: Publish,
     ) -> Result<PublishedRev, Refusal> {
-        self.check_bodies(&publish).await?;
-        let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
-        let (send, receive) = oneshot::channel();
-        lock(&self.publishers).insert(ticket, send);
         let names = publish.changes.len();
-        let input = Input::Publish {
-            ticket,
-            by: by.clone(),
-            publish,
-            unix_ms: clock::unix_ms(),
+        let result = match self.begin(by.clone(), publish).await {
+            Ok(receive) => receive.await.unwrap_or_else(|_| Err(not_told())),
+            Err(refusal) => Err(refusal),
         };
-        self.drive(input);
-        let result = receive.await.unwrap_or_else(|_| Err(not_told()));
         let result = result.map_err(|refusal| self.located(refusal));
         match &result {
             Ok(PublishedRev { rev, changed, .. }) => {
@@ -187,6 +255,38 @@ impl Engine {
         result
     }
 
+    /// Checks a publish and hands it to the machine. A large one, or one that would wait for the
+    /// machine, is the work of a thread that may block.
+    async fn begin(self: &Arc<Self>, by: String, publish: Publish) -> Result<Published, Refusal> {
+        let lens = publish.changes.iter().map(|change| change.len);
+        let quick = publish.changes.len() <= INLINE_BODIES
+            && lens.fold(0, u64::saturating_add) <= INLINE_LEN
+            && !matches!(self.machine.try_lock(), Err(TryLockError::WouldBlock));
+        let engine = Arc::clone(self);
+        let begin = move || {
+            check_form(&publish, engine.max_spec_len)?;
+            engine.check_bodies(&publish)?;
+            Ok(engine.submit(by, publish))
+        };
+        match quick {
+            true => begin(),
+            false => blocking(begin).await?,
+        }
+    }
+
+    fn submit(self: &Arc<Self>, by: String, publish: Publish) -> Published {
+        let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
+        let (send, receive) = oneshot::channel();
+        lock(&self.publishers).insert(ticket, send);
+        self.drive(Input::Publish {
+            ticket,
+            by,
+            publish,
+            unix_ms: clock::unix_ms(),
+        });
+        receive
+    }
+
     /// Says which disk is full.
     fn located(&self, mut refusal: Refusal) -> Refusal {
         if refusal.code == Code::DiskFull {
@@ -198,50 +298,47 @@ impl Engine {
 
     /// A publish that names bytes which are not here, damaged or of another length is refused
     /// before it gets a revision.
-    async fn check_bodies(&self, publish: &Publish) -> Result<(), Refusal> {
-        let wanted: Vec<_> = publish
-            .changes
-            .iter()
-            .filter_map(|change| Some((change.name.clone(), change.hash?, change.len)))
-            .collect();
-        let bodies = self.bodies.clone();
-        let small = wanted.len() <= INLINE_BODIES
-            && wanted.iter().map(|(_, _, len)| len).sum::<u64>() <= INLINE_LEN;
-        let check = move || {
-            for (name, hash, len) in wanted {
-                if !matches!(bodies.body(hash, Some(len)), Ok(Some(_))) {
-                    let message = format!(
-                        "the coordinator does not have the {len} bytes of `{name}` ({})",
-                        hash.short()
-                    );
-                    return Err(Refusal::new(Code::MissingBody, message).about(name));
-                }
+    fn check_bodies(&self, publish: &Publish) -> Result<(), Refusal> {
+        let mut lens = BTreeMap::new();
+        for PublishName {
+            name, hash, len, ..
+        } in &publish.changes
+        {
+            let Some(hash) = *hash else { continue };
+            let found = match lens.entry(hash) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(room) => match self.bodies.body(hash, None) {
+                    Ok(Some(spec)) => *room.insert(spec.len()),
+                    Ok(None) | Err(_) => {
+                        let message = format!(
+                            "the coordinator does not have the bytes of `{name}` ({})",
+                            hash.short()
+                        );
+                        return Err(Refusal::new(Code::MissingBody, message).about(name.clone()));
+                    }
+                },
+            };
+            if found != *len {
+                let hash = hash.short();
+                let message = format!("`{name}` is said to have {len} bytes, {hash} has {found}");
+                return Err(Refusal::new(Code::Invalid, message).about(name.clone()));
             }
-            Ok(())
-        };
-        match small {
-            true => check(),
-            false => blocking(check).await?,
         }
+        Ok(())
     }
 
     /// Hands one input to the machine and carries out what follows from it, in order.
     pub(super) fn drive(self: &Arc<Self>, input: Input) {
         let mut machine = self.machine();
-        for output in machine.handle(input, clock::now()) {
-            match output {
-                Output::Write(entries) => self.enqueue(Job::Entries(entries)),
-                Output::Checkpoint { entries, retained } => {
-                    self.enqueue(Job::Checkpoint { entries, retained });
-                }
-                Output::Reveal(view) => self.view.store(view),
-                Output::Reply { ticket, result } => {
-                    if let Some(publisher) = lock(&self.publishers).remove(&ticket) {
-                        let _ = publisher.send(result);
-                    }
+        let mut next = Some(input);
+        while let Some(input) = next.take() {
+            for output in machine.handle(input, clock::now()) {
+                if !self.carry_out(output) {
+                    next = Some(Input::Written(storage_lost()));
                 }
             }
         }
+        self.standing.store(Arc::new(Standing::of(&machine)));
         self.moved.notify_all();
         if let Some(wake) = machine.next_wake()
             && self.armed.swap(wake.as_micros(), Ordering::Relaxed) != wake.as_micros()
@@ -257,8 +354,32 @@ impl Engine {
         }
     }
 
+    /// Returns whether that was possible.
+    fn carry_out(&self, output: Output) -> bool {
+        match output {
+            Output::Write(entries) => return self.enqueue(Job::Entries(entries)),
+            Output::Checkpoint { entries, retained } => {
+                return self.enqueue(Job::Checkpoint { entries, retained });
+            }
+            Output::Reveal(view) => self.view.store(view),
+            Output::Reply { ticket, result } => {
+                if let Some(publisher) = lock(&self.publishers).remove(&ticket) {
+                    let _ = publisher.send(result);
+                }
+            }
+        }
+        true
+    }
+
+    /// The storage thread is gone: nobody will report the write that is under way.
+    fn lose_storage(self: &Arc<Self>) {
+        if self.standing().lost.is_none() {
+            self.drive(Input::Written(storage_lost()));
+        }
+    }
+
     /// How a write ended; called by the storage thread.
-    pub(super) fn written(self: &Arc<Self>, written: Written, journal_len: u64) {
+    fn written(self: &Arc<Self>, written: Written, journal_len: u64) {
         let before = self.journal_len.swap(journal_len, Ordering::Relaxed);
         if journal_len < before {
             self.journal_base.store(journal_len, Ordering::Relaxed);
@@ -273,12 +394,14 @@ impl Engine {
         }
     }
 
-    fn enqueue(&self, job: Job) {
+    fn enqueue(&self, job: Job) -> bool {
         // The machine is locked while it hands over its writes, so this must not wait for the
         // thread that locks it to report the write before.
-        if self.jobs.send(job).is_err() {
-            tracing::error!("the storage thread is gone");
+        let taken = self.jobs.send(job).is_ok();
+        if !taken {
+            tracing::error!(STORAGE_GONE);
         }
+        taken
     }
 
     /// Copies the durable part of the journal.
@@ -297,16 +420,45 @@ impl Engine {
     }
 }
 
+/// Reports for the storage thread, its end among it.
+pub(super) struct Reporter(Weak<Engine>);
+
+impl Reporter {
+    pub(super) fn of(engine: &Arc<Engine>) -> Self {
+        Self(Arc::downgrade(engine))
+    }
+
+    /// How a write ended.
+    pub(super) fn written(&self, written: Written, journal_len: u64) {
+        if let Some(engine) = self.0.upgrade() {
+            engine.written(written, journal_len);
+        }
+    }
+}
+
+impl Drop for Reporter {
+    fn drop(&mut self) {
+        // With an engine left this is no stop but a panic, in which another one would abort the
+        // process.
+        if let Some(engine) = self.0.upgrade() {
+            let handle = engine.handle.clone();
+            handle.spawn(async move { engine.lose_storage() });
+        }
+    }
+}
+
+fn storage_lost() -> Written {
+    Written::Lost {
+        reason: STORAGE_GONE.to_owned(),
+    }
+}
+
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Refusal> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|_| Refusal::new(Code::Internal, "a reading thread failed"))
-}
-
-fn stopping() -> Refusal {
-    Refusal::new(Code::Draining, "the coordinator is stopping")
 }
 
 /// As after a failure of the disk: a node that is draining has done nothing.
@@ -319,3 +471,6 @@ fn not_told() -> Refusal {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,10 +1,14 @@
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::Node;
-use crate::answer::{Answer, Failure, Freshness, Hop, Mode, Proof, Query, Snapshot, Target};
+use crate::answer::{
+    Answer, Failure, Freshness, GetError, Hop, Mode, Proof, Query, Snapshot, Target,
+};
 use crate::api::{Api, Reply};
 use crate::bridge::http;
 use crate::catalog::Revision;
@@ -12,6 +16,9 @@ use crate::proto::code::{Code, Refusal};
 use crate::proto::wire::{GetLog, List, Listing, Log, Publish, PublishedRev, Resolve, ResolveName};
 use crate::spec::{Spec, SpecHash, Syntax};
 use crate::{clock, daemon};
+
+/// A write waits for two fsyncs, behind whatever is queued; a disk that takes longer is stuck.
+const WRITE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Who published through the local socket, where the file mode is the permission.
 const LOCAL: &str = "local";
@@ -33,17 +40,17 @@ impl Node {
             return status;
         };
         let view = engine.view();
-        let machine = engine.machine();
+        let standing = engine.standing();
         status["catalog"] = json!(view.catalog);
         status["epoch"] = json!(view.epoch);
         status["revision"] = json!(view.records.rev());
         status["oldest_revision"] = json!(view.records.oldest());
         status["names"] = json!(view.records.names());
-        status["pending"] = json!(machine.pending());
-        status["idempotency_keys"] = json!(machine.ledger().keys());
+        status["pending"] = json!(standing.pending);
+        status["idempotency_keys"] = json!(standing.keys);
         status["journal_bytes"] = json!(engine.journal_len());
         status["view_absent"] = json!(engine.view_absent());
-        status["failed"] = json!(machine.lost());
+        status["failed"] = json!(standing.lost);
         status
     }
 
@@ -114,15 +121,22 @@ impl Node {
 
 impl Api for Arc<Node> {
     fn get(&self, query: Query) -> Reply<'_, Answer> {
-        Box::pin(async move { self.read(query).await })
+        Box::pin(async move {
+            let late = || GetError::Deadline {
+                target: query.target.clone(),
+                hops: Vec::new(),
+            };
+            let read = timeout(query.deadline, self.read(query.clone())).await;
+            read.unwrap_or_else(|_| Err(late().into()))
+        })
     }
 
     fn list(&self, list: List) -> Reply<'_, Listing> {
-        Box::pin(async move { Ok(self.catalog()?.view().list(&list)?) })
+        Box::pin(async move { Ok(self.catalog()?.list(list).await?) })
     }
 
     fn log(&self, get: GetLog) -> Reply<'_, Log> {
-        Box::pin(async move { Ok(self.catalog()?.machine().ledger().log(&get)) })
+        Box::pin(async move { Ok(self.catalog()?.log(get).await?) })
     }
 
     fn status(&self) -> Reply<'_, serde_json::Value> {
@@ -130,7 +144,7 @@ impl Api for Arc<Node> {
     }
 
     fn missing(&self, hashes: Vec<SpecHash>) -> Reply<'_, Vec<SpecHash>> {
-        Box::pin(async move { Ok(self.catalog()?.missing(hashes)) })
+        Box::pin(async move { Ok(self.catalog()?.missing(hashes).await?) })
     }
 
     fn put_body(&self, spec: Spec, syntax: Syntax) -> Reply<'_, ()> {
@@ -146,12 +160,26 @@ impl Api for Arc<Node> {
                     return Err(Refusal::new(Code::Internal, "the YAML check failed").into());
                 }
             };
-            Ok(self.catalog()?.stage(spec).await?)
+            in_time(self.catalog()?.stage(spec)).await
         })
     }
 
     fn publish(&self, publish: Publish) -> Reply<'_, PublishedRev> {
-        Box::pin(async move { Ok(self.catalog()?.publish(LOCAL.into(), publish).await?) })
+        Box::pin(async move { in_time(self.catalog()?.publish(LOCAL.into(), publish)).await })
+    }
+}
+
+/// A write that is not done by then may still be.
+async fn in_time<T>(write: impl Future<Output = Result<T, Refusal>>) -> Result<T, Failure> {
+    match timeout(WRITE_WITHIN, write).await {
+        Ok(result) => Ok(result?),
+        Err(_) => {
+            let message = format!(
+                "the coordinator's disk did not answer within {} s",
+                WRITE_WITHIN.as_secs()
+            );
+            Err(Failure::new("deadline", message).hint("it may still happen"))
+        }
     }
 }
 
@@ -175,7 +203,7 @@ impl http::Node for Local {
         let Some(engine) = self.0.engine() else {
             return Err("this coordinator was started without a store".into());
         };
-        match engine.machine().lost() {
+        match &engine.standing().lost {
             None => Ok(()),
             Some(reason) => Err(format!("the disk failed: {reason}")),
         }

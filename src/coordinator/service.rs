@@ -69,10 +69,10 @@ impl Serving {
         let response = match request {
             Request::Resolve(resolve) => return self.resolve(resolve, reply).await,
             Request::GetBlob(get) => return self.give(get, reply).await,
-            Request::List(list) => Response::Listing(engine.view().list(&list)?),
-            Request::GetLog(get) => Response::Log(engine.machine().ledger().log(&get)),
+            Request::List(list) => Response::Listing(engine.list(list).await?),
+            Request::GetLog(get) => Response::Log(engine.log(get).await?),
             Request::Have(have) => Response::Missing(Missing {
-                hashes: engine.missing(have.hashes),
+                hashes: engine.missing(have.hashes).await?,
             }),
             Request::PutBlob(PutBlob { hash, len }) => {
                 let spec = self.check_body(hash, len, body)?;

@@ -222,6 +222,11 @@ impl Coordinator {
         self.ledger.view()
     }
 
+    /// The longest definition that it takes.
+    pub fn max_spec_len(&self) -> u64 {
+        self.max_spec_len
+    }
+
     /// The durable history: for logs of revisions.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
@@ -287,7 +292,7 @@ impl Coordinator {
             let message = format!("the coordinator's disk failed and takes nothing: {reason}");
             return Err(Refusal::new(Code::Disk, message));
         }
-        self.check_form(&publish)?;
+        check_form(&publish, self.max_spec_len)?;
         let request = request_digest(&publish);
         self.ledger.expire_keys(unix_ms, KEY_LIFETIME);
         if let Some(key) = publish.key
@@ -335,44 +340,6 @@ impl Coordinator {
         };
         let number = self.queue_revision(changes, published, keyed);
         self.answer_or_wait(ticket, rev, changed, number, out);
-        Ok(())
-    }
-
-    fn check_form(&self, publish: &Publish) -> Result<(), Refusal> {
-        let count = publish.changes.len();
-        if count == 0 {
-            return Err(Refusal::new(Code::Invalid, "a publish names nothing"));
-        }
-        if count > MAX_NAMES_PER_PUBLISH {
-            let message =
-                format!("a publish of {count} names, at most {MAX_NAMES_PER_PUBLISH} are allowed");
-            return Err(Refusal::new(Code::TooLarge, message));
-        }
-        if publish.note.len() > Published::MAX_NOTE_LEN {
-            let message = format!("a note has at most {} bytes", Published::MAX_NOTE_LEN);
-            return Err(Refusal::new(Code::TooLarge, message));
-        }
-        let mut names: Vec<_> = publish.changes.iter().map(|change| &change.name).collect();
-        names.sort_unstable();
-        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            let message = format!("a publish names `{}` twice", pair[0]);
-            return Err(Refusal::new(Code::Invalid, message).about(pair[0].clone()));
-        }
-        for PublishName {
-            name, hash, len, ..
-        } in &publish.changes
-        {
-            let message = match hash {
-                Some(_) if *len == 0 => "a definition is never empty".to_owned(),
-                Some(_) if *len > self.max_spec_len => format!(
-                    "`{name}` has {len} bytes, at most {} are allowed",
-                    self.max_spec_len
-                ),
-                None if *len != 0 => "a deletion has no length".to_owned(),
-                _ => continue,
-            };
-            return Err(Refusal::new(Code::Invalid, message).about(name.clone()));
-        }
         Ok(())
     }
 
@@ -638,6 +605,48 @@ impl Coordinator {
         }
         self.lost = Some(reason);
     }
+}
+
+/// Whether a publish makes sense by itself, whatever the catalog holds.
+///
+/// # Errors
+/// [`Refusal`] that says what is wrong with it.
+pub fn check_form(publish: &Publish, max_spec_len: u64) -> Result<(), Refusal> {
+    let count = publish.changes.len();
+    if count == 0 {
+        return Err(Refusal::new(Code::Invalid, "a publish names nothing"));
+    }
+    if count > MAX_NAMES_PER_PUBLISH {
+        let message =
+            format!("a publish of {count} names, at most {MAX_NAMES_PER_PUBLISH} are allowed");
+        return Err(Refusal::new(Code::TooLarge, message));
+    }
+    if publish.note.len() > Published::MAX_NOTE_LEN {
+        let message = format!("a note has at most {} bytes", Published::MAX_NOTE_LEN);
+        return Err(Refusal::new(Code::TooLarge, message));
+    }
+    let mut names: Vec<_> = publish.changes.iter().map(|change| &change.name).collect();
+    names.sort_unstable();
+    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        let message = format!("a publish names `{}` twice", pair[0]);
+        return Err(Refusal::new(Code::Invalid, message).about(pair[0].clone()));
+    }
+    for PublishName {
+        name, hash, len, ..
+    } in &publish.changes
+    {
+        let message = match hash {
+            Some(_) if *len == 0 => "a definition is never empty".to_owned(),
+            Some(_) if *len > max_spec_len => format!(
+                "`{name}` has {len} bytes, at most {} are allowed",
+                max_spec_len
+            ),
+            None if *len != 0 => "a deletion has no length".to_owned(),
+            _ => continue,
+        };
+        return Err(Refusal::new(Code::Invalid, message).about(name.clone()));
+    }
+    Ok(())
 }
 
 /// Tells a repetition from another request under the same key. The note is for people and does
