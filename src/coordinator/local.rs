@@ -219,3 +219,76 @@ impl http::Node for Local {
         Some(engine.backup(&mut out))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant as StdInstant;
+
+    use tokio::runtime::Handle;
+    use tokio::time::Instant;
+
+    use super::super::engine::Engine;
+    use super::super::engine::tests::{engine, publish, ten};
+    use super::*;
+    use crate::api::site::Site;
+    use crate::net::{Endpoint, EndpointOptions, Limits};
+    use crate::spec::MAX_SPEC_LEN;
+    use crate::trust::{Identity, IdentityOptions, IdentityPaths};
+
+    fn node(site: &Site, engine: Arc<Engine>) -> Arc<Node> {
+        let paths = IdentityPaths::in_dir(&site.path("dev/coordinator/c1"));
+        let identity = Identity::load(paths, IdentityOptions::default()).expect("an identity");
+        let options = EndpointOptions {
+            reset_key: [7; 32],
+            agent: "test".into(),
+            max_spec_len: MAX_SPEC_LEN,
+            limits: Limits::default(),
+        };
+        let addr = "127.0.0.1:0".parse().expect("an address");
+        Arc::new(Node {
+            engine: Some(engine),
+            endpoint: Endpoint::bind(&Handle::current(), addr, identity, options).expect("a port"),
+            store_dir: None,
+            max_spec_len: MAX_SPEC_LEN,
+            started: StdInstant::now(),
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_is_stuck_ends_a_write_by_its_deadline() {
+        let site = Site::new();
+        let (engine, _stuck) = engine(&site.path("c"));
+        let node = node(&site, engine);
+        let began = Instant::now();
+        let put = node.put_body(Spec::new("a: body".into()), Syntax::Yaml);
+        assert_eq!(put.await.expect_err("it is stuck").code, "deadline");
+        assert_eq!(began.elapsed().as_secs(), WRITE_WITHIN.as_secs());
+        let published = node.publish(publish(&[("a", ten().hash(), 10)]));
+        assert_eq!(published.await.expect_err("it is stuck").code, "deadline");
+        assert_eq!(began.elapsed().as_secs(), 2 * WRITE_WITHIN.as_secs());
+    }
+
+    #[test]
+    fn a_read_ends_by_its_deadline() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(1)
+            .build()
+            .expect("a runtime");
+        let (free, held) = std::sync::mpsc::channel::<()>();
+        // The only thread that could read does something else.
+        runtime.spawn_blocking(move || held.recv());
+        runtime.block_on(async {
+            let site = Site::new();
+            let (engine, _queue) = engine(&site.path("c"));
+            let node = node(&site, engine);
+            let mut query = Query::strict(Target::Hash(ten().hash()));
+            query.deadline = Duration::from_millis(1);
+            let late = node.get(query.clone()).await.expect_err("nobody reads");
+            assert_eq!(late.code, "deadline");
+            drop(free);
+            query.deadline = Duration::from_secs(60);
+            assert_eq!(node.get(query).await.expect("here").spec, Some(ten()));
+        });
+    }
+}
