@@ -243,8 +243,12 @@ async fn a_silent_daemon_costs_the_deadline_and_no_more() {
     let client = HttpClient { path };
     let mut query = strict("a");
     query.deadline = Duration::from_secs(3_000);
+    let began = tokio::time::Instant::now();
     let error = client.get(query).await.expect_err("silence");
     assert_eq!(error.code, "deadline");
+    // The clock stands still but for the wait itself; the daemon may say first what it tried.
+    let waited = began.elapsed().as_secs();
+    assert!((3_000..=3_002).contains(&waited), "{waited} s");
 }
 
 #[tokio::test]
