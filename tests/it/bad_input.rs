@@ -5,6 +5,7 @@ use std::fs;
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -336,7 +337,11 @@ fn a_silent_coordinator_ends_a_read_within_its_deadline() {
     let get = |more: &[&str]| site.run(&[&["get", "daily", "--socket", socket], more].concat());
     get(&[]).ok();
     coordinator.signal(Signal::STOP);
+    let began = Instant::now();
     let silent = get(&["--deadline", "500ms"]);
+    let took = began.elapsed();
+    // A daemon that did not know the deadline would try for the default one of 10 s.
+    assert!(took < Duration::from_secs(8), "{took:?}");
     let hop = format!("tried coordinator {}: ", coordinator.addr());
     silent.fails(4, &[&hop, "hint: "]);
     assert_eq!(
