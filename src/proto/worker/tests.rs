@@ -712,19 +712,35 @@ fn a_reader_that_leaves_gets_no_answer_and_leaves_nothing_behind() {
 }
 
 mod any_order {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Each revision has a body of its own, so that an old one shows.
+    fn body_of(rev: u64) -> Spec {
+        spec(&format!("of revision {rev}"))
+    }
+
+    fn outcome(rev: Option<u64>, body: bool) -> Event {
+        let version = rev.map(|rev| Version {
+            rev: Revision::new(rev),
+            content: Content::Present {
+                hash: body_of(rev).hash(),
+                len: body_of(rev).len(),
+            },
+        });
+        Event::Outcome { version, body }
+    }
 
     /// What a hostile or confused driver could hand in for any call at any time.
     fn event() -> impl Strategy<Value = Event> {
         prop_oneof![
             (1_u64..4, 0_u64..6).prop_map(|(epoch, rev)| opening_of(epoch, rev)),
-            (proptest::option::of(1_u64..6), any::<bool>()).prop_map(|(rev, body)| {
-                let version = rev.map(|rev| version(rev, "right"));
-                Event::Outcome { version, body }
-            }),
-            Just(Event::Body(Bytes::from_static(b"right"))),
+            (proptest::option::of(1_u64..6), any::<bool>())
+                .prop_map(|(rev, body)| outcome(rev, body)),
+            (1_u64..6).prop_map(|rev| Event::Body(body_of(rev).into_bytes())),
             Just(Event::Body(Bytes::from_static(b"wrong"))),
             Just(Event::Refused(Refusal::new(Code::NotFound, "no"))),
             Just(failed("gone")),
@@ -735,29 +751,130 @@ mod any_order {
         ]
     }
 
+    /// One of them, or all that a coordinator at a revision would say.
+    fn events() -> impl Strategy<Value = Vec<Event>> {
+        prop_oneof![
+            event().prop_map(|event| vec![event]),
+            (1_u64..6).prop_map(|rev| {
+                let body = Event::Body(body_of(rev).into_bytes());
+                vec![opening(rev), outcome(Some(rev), true), body, Event::End]
+            }),
+        ]
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Asked {
+        Now,
+        At,
+        Hash(u64),
+    }
+
+    /// What happened in which step.
+    #[derive(Default)]
+    struct Story {
+        asked: BTreeMap<Ticket, (usize, Asked)>,
+        /// Questions to a coordinator.
+        sent: BTreeMap<CallId, usize>,
+        /// What came about names: step, call, revision of the record.
+        heard: Vec<(usize, CallId, Option<Revision>)>,
+        ended: BTreeMap<Ticket, usize>,
+    }
+
+    impl Story {
+        fn note(&mut self, step: usize, desk: &Desk) {
+            for out in &desk.sent {
+                if let Output::Resolve { call, .. } = out {
+                    self.sent.entry(*call).or_insert(step);
+                }
+            }
+            for ticket in desk.done.keys() {
+                self.ended.entry(*ticket).or_insert(step);
+            }
+        }
+
+        /// A call that was made, counted from the newest.
+        fn call(&self, back: usize) -> CallId {
+            let made = self.sent.keys().rev().nth(back).copied();
+            made.unwrap_or(CallId(back as u64))
+        }
+
+        /// Whether the record was told in answer to a question that was sent in `since` or later.
+        fn told(&self, rev: Option<Revision>, since: usize, until: usize) -> bool {
+            self.heard.iter().any(|(step, call, told)| {
+                let sent = self.sent.get(call);
+                *told == rev && *step <= until && sent.is_some_and(|sent| *sent >= since)
+            })
+        }
+
+        fn check(&self, ticket: Ticket, answer: &Answer) -> Result<(), TestCaseError> {
+            let (since, asked) = self.asked[&ticket];
+            let rev = answer.proof.record_rev;
+            let right = match asked {
+                Asked::Hash(rev) => Some(body_of(rev)),
+                Asked::Now | Asked::At => rev.map(|rev| body_of(rev.get())),
+            };
+            prop_assert_eq!(answer.spec.as_ref(), right.as_ref());
+            // What was true at a revision stays true, so any answer will do for it.
+            let since = match asked {
+                Asked::Now => since,
+                Asked::At => 0,
+                Asked::Hash(_) => return Ok(()),
+            };
+            let told = self.told(rev, since, self.ended[&ticket]);
+            prop_assert!(told, "{ticket} shows {rev:?}, which is stale or made up");
+            Ok(())
+        }
+    }
+
     proptest! {
         #[test]
-        fn every_read_ends_once_by_its_deadline_with_right_bytes_or_an_error(
-            steps in proptest::collection::vec((0_u64..12, event(), 0_u64..800), 0..60),
+        fn every_read_ends_once_by_its_deadline_with_fresh_and_right_bytes_or_an_error(
+            steps in proptest::collection::vec((0_usize..4, events(), 0_u64..400), 0..60),
         ) {
             let mut desk = desk(2, 2);
-            let right = spec("right");
-            for (number, (call, event, millis)) in steps.into_iter().enumerate() {
-                let ticket = number as u64;
-                match number % 4 {
-                    0 => desk.strict(ticket, "a"),
-                    1 => desk.at(ticket, "a", call % 5),
-                    2 => desk.read(ticket, &right.hash().to_string(), Freshness::Strict),
-                    _ => desk.disk.clear(),
+            let mut story = Story::default();
+            for (step, (choice, events, millis)) in steps.into_iter().enumerate() {
+                let ticket = step as Ticket;
+                let rev = millis % 5 + 1;
+                let asked = match step % 4 {
+                    0 | 1 => Some(Asked::Now),
+                    2 => Some(Asked::At),
+                    _ if choice == 0 => Some(Asked::Hash(rev)),
+                    _ => None,
+                };
+                match asked {
+                    Some(Asked::Now) => desk.strict(ticket, "a"),
+                    Some(Asked::At) => desk.at(ticket, "a", rev),
+                    Some(Asked::Hash(rev)) => {
+                        let hash = body_of(rev).hash().to_string();
+                        desk.read(ticket, &hash, Freshness::Strict);
+                    }
+                    None => desk.disk.clear(),
                 }
-                desk.event(CallId(call), event);
+                if let Some(asked) = asked {
+                    story.asked.insert(ticket, (step, asked));
+                }
+                story.note(step, &desk);
+                let call = story.call(choice);
+                for event in events {
+                    if let Event::Outcome { version, .. } = &event {
+                        let rev = version.as_ref().map(|version| version.rev);
+                        story.heard.push((step, call, rev));
+                    }
+                    desk.event(call, event);
+                }
                 desk.advance(Duration::from_millis(millis));
+                story.note(step, &desk);
             }
             desk.advance(Duration::from_secs(10));
+            story.note(usize::MAX, &desk);
             prop_assert_eq!(desk.machine.reads(), 0);
-            for result in desk.done.values() {
-                if let Ok(Answer { spec: Some(spec), .. }) = result {
-                    prop_assert_eq!(spec, &right);
+            // Twice is asserted where it would happen.
+            let ended: BTreeSet<_> = desk.done.keys().collect();
+            prop_assert_eq!(ended, story.asked.keys().collect::<BTreeSet<_>>());
+            for (ticket, result) in &desk.done {
+                if let Ok(answer) = result {
+                    story.check(*ticket, answer)?;
                 }
             }
         }
