@@ -284,7 +284,8 @@ mod tests {
             let node = node(&site, engine);
             let mut query = Query::strict(Target::Hash(ten().hash()));
             query.deadline = Duration::from_millis(1);
-            let late = node.get(query.clone()).await.expect_err("nobody reads");
+            let late = timeout(Duration::from_secs(5), node.get(query.clone())).await;
+            let late = late.expect("long before").expect_err("nobody reads");
             assert_eq!(late.code, "deadline");
             drop(free);
             query.deadline = Duration::from_secs(60);

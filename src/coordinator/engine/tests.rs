@@ -153,13 +153,15 @@ async fn who_asks_how_it_stands_does_not_wait_for_the_machine() {
     let changes = [("a", ten().hash(), 10)];
     let waiting = engine.begin("test".into(), publish(&changes)).await;
     let _waiting = waiting.expect("taken");
-    let machine = engine.machine();
-    assert_eq!(engine.standing().pending, machine.pending());
-    assert!(engine.standing().pending > 0);
-    // One more publish would wait; its asker's thread does not.
-    let mut second = std::pin::pin!(engine.begin("test".into(), publish(&changes)));
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    assert!(second.as_mut().poll(&mut context).is_pending());
-    drop(machine);
+    let second = {
+        let machine = engine.machine();
+        assert_eq!(engine.standing().pending, machine.pending());
+        assert!(engine.standing().pending > 0);
+        // One more publish would wait; its asker's thread does not.
+        let mut second = Box::pin(engine.begin("test".into(), publish(&changes)));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(second.as_mut().poll(&mut context).is_pending());
+        second
+    };
     second.await.expect("taken");
 }
