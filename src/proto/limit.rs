@@ -42,7 +42,8 @@ pub const FIRST_BYTE_MIN: Duration = Duration::from_millis(250);
 pub const FIRST_BYTE_EXTRA: Duration = Duration::from_millis(100);
 
 /// A body may not come slower than this in bytes per second, counted from [`FLOOR_GRACE`] after
-/// its first byte: a peer that drips is dropped.
+/// its first byte: a peer that drips is dropped. The streams of a connection share it: with n of
+/// them under way, a body may take n times as long.
 pub const FLOOR_BYTES_PER_SEC: u64 = 64 << 10;
 
 /// See [`FLOOR_BYTES_PER_SEC`].
