@@ -340,10 +340,11 @@ fn a_silent_coordinator_ends_a_read_within_its_deadline() {
     let began = Instant::now();
     let silent = get(&["--deadline", "500ms"]);
     let took = began.elapsed();
-    // A daemon that did not know the deadline would try for the default one of 10 s.
-    assert!(took < Duration::from_secs(8), "{took:?}");
+    let (least, most) = (Duration::from_millis(500), Duration::from_secs(5));
+    assert!((least..most).contains(&took), "{took:?}");
     let hop = format!("tried coordinator {}: ", coordinator.addr());
-    silent.fails(4, &[&hop, "hint: "]);
+    // Its words, since without one the worker would give up by itself after some seconds.
+    silent.fails(4, &["the deadline passed", &hop, "hint: "]);
     assert_eq!(
         get(&["--at", "1"]).ok(),
         DAILY,
