@@ -231,7 +231,7 @@ mod tests {
     use super::super::engine::tests::{engine, publish, ten};
     use super::*;
     use crate::api::site::Site;
-    use crate::net::{Endpoint, EndpointOptions, Limits};
+    use crate::net::{Endpoint, EndpointOptions, Limits, Port};
     use crate::spec::MAX_SPEC_LEN;
     use crate::trust::{Identity, IdentityOptions, IdentityPaths};
 
@@ -245,9 +245,12 @@ mod tests {
             limits: Limits::default(),
         };
         let addr = "127.0.0.1:0".parse().expect("an address");
+        let port = Port::bind(addr, identity.uri().cluster()).expect("a port");
         Arc::new(Node {
             engine: Some(engine),
-            endpoint: Endpoint::bind(&Handle::current(), addr, identity, options).expect("a port"),
+            head_key: None,
+            endpoint: Endpoint::start(&Handle::current(), port, identity, options)
+                .expect("started"),
             store_dir: None,
             max_spec_len: MAX_SPEC_LEN,
             started: StdInstant::now(),
