@@ -192,7 +192,7 @@ fn a_peer_that_lies_is_named_and_the_next_one_gives_the_right_bytes() {
             "too-much",
             blob(usize::MAX, &[]),
             Then::Forever,
-            "announced a body of",
+            "sent wrong bytes",
         ),
         (
             "long-frame",
