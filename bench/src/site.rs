@@ -57,7 +57,6 @@ pub(crate) fn worker(
         store,
         store_budget: STORE_BUDGET,
         deadline: Duration::from_secs(10),
-        max_spec_len: 1 << 20,
     })
 }
 
