@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -264,9 +264,14 @@ impl Daemon {
         assert!(!waited.timed_out(), "no line has {words:?}");
     }
 
-    /// Sends a signal.
+    /// Sends a signal, and sees that a process that is to stand still does.
     pub(crate) fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("it runs");
+        if signal == Signal::STOP {
+            // A process on another core may answer once more before the signal reaches it.
+            waitpid(Some(pid), WaitOptions::UNTRACED).expect("it stands still");
+        }
     }
 
     /// Ends it as a power cut would, as far as a process can.
