@@ -1,0 +1,183 @@
+//! Frames of reads.
+
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::{CatalogId, Content, Epoch, Revision, Version};
+use crate::spec::{SpecHash, SpecName};
+
+/// What are these names, now or at a revision?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolve {
+    /// The revision to look at; `None` is the newest visible one.
+    pub at: Option<Revision>,
+    /// At most [`MAX_NAMES_PER_RESOLVE`](crate::proto::limit::MAX_NAMES_PER_RESOLVE) names.
+    pub names: Vec<ResolveName>,
+}
+
+/// One name of a [`Resolve`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolveName {
+    /// The name.
+    pub name: SpecName,
+    /// The bytes that the asker has: a body with this hash is left out.
+    pub if_hash: Option<SpecHash>,
+    /// Whether a body is wanted at all.
+    pub body: bool,
+}
+
+/// Opens the answer to [`Resolve`]; one [`Outcome`] per name follows, in the order asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// Whose catalog.
+    pub catalog: CatalogId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The revision that every outcome was read at.
+    pub rev: Revision,
+}
+
+/// One name of a [`Resolved`]; a body of `len` bytes follows if `body` says so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// `None`: the name never existed.
+    pub version: Option<WireVersion>,
+    /// Whether the body follows.
+    pub body: bool,
+}
+
+/// A [`Version`] in a frame: no hash means deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireVersion {
+    /// Revision of the last change.
+    pub rev: Revision,
+    /// Hash, unless deleted.
+    pub hash: Option<SpecHash>,
+    /// Length in bytes; 0 when deleted.
+    pub len: u64,
+}
+
+impl From<Version> for WireVersion {
+    fn from(version: Version) -> Self {
+        let (hash, len) = match version.content {
+            Content::Present { hash, len } => (Some(hash), len),
+            Content::Deleted => (None, 0),
+        };
+        Self {
+            rev: version.rev,
+            hash,
+            len,
+        }
+    }
+}
+
+impl From<WireVersion> for Version {
+    fn from(wire: WireVersion) -> Self {
+        let content = match wire.hash {
+            Some(hash) => Content::Present {
+                hash,
+                len: wire.len,
+            },
+            None => Content::Deleted,
+        };
+        Self {
+            rev: wire.rev,
+            content,
+        }
+    }
+}
+
+/// Bytes by hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetBlob {
+    /// Of what.
+    pub hash: SpecHash,
+    /// Never point me at someone else.
+    pub force: bool,
+}
+
+/// Answers [`GetBlob`]; a body of `len` bytes follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blob {
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// Records by prefix, in order of name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct List {
+    /// The revision to look at; `None` is the newest visible one.
+    pub at: Option<Revision>,
+    /// Names that start with this text.
+    pub prefix: String,
+    /// Only names after this one.
+    pub after: Option<SpecName>,
+    /// Whether tombstones are wanted.
+    pub deleted: bool,
+    /// At most [`MAX_PAGE`](crate::proto::limit::MAX_PAGE).
+    pub limit: u32,
+}
+
+/// Answers [`List`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listing {
+    /// Whose catalog.
+    pub catalog: CatalogId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The revision that was read.
+    pub rev: Revision,
+    /// Names with their versions.
+    pub records: Vec<(SpecName, WireVersion)>,
+    /// Whether more follow after the last one.
+    pub more: bool,
+}
+
+/// The history of a name, or of the catalog, newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetLog {
+    /// `None`: every revision.
+    pub name: Option<SpecName>,
+    /// Only revisions before this one.
+    pub before: Option<Revision>,
+    /// At most [`MAX_PAGE`](crate::proto::limit::MAX_PAGE).
+    pub limit: u32,
+}
+
+/// Answers [`GetLog`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Log {
+    /// Whose catalog.
+    pub catalog: CatalogId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The oldest revision that is retained.
+    pub oldest: Revision,
+    /// Newest first.
+    pub entries: Vec<LogEntry>,
+    /// Whether older ones follow.
+    pub more: bool,
+}
+
+/// One revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEntry {
+    /// Its number.
+    pub rev: Revision,
+    /// The publisher's URI.
+    pub by: String,
+    /// Wall clock at the coordinator, milliseconds since 1970.
+    pub at_unix_ms: u64,
+    /// The publisher's words.
+    pub note: String,
+    /// Names that it changed.
+    pub changed: u32,
+    /// What the name that was asked for became in it.
+    pub version: Option<WireVersion>,
+}
+
+/// What a node says of itself: one JSON object, the same as local HTTP's `/v1/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The JSON text.
+    pub json: String,
+}
