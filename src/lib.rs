@@ -34,6 +34,8 @@
 //! 12. [`client`]: a member that speaks QUIC for itself and keeps nothing.
 //! 13. [`config`]: from flags, variables and files to checked configurations.
 //!
+//! How it is tried: `sim`, behind the feature of that name, holds histories and their checker.
+//!
 //! The command line stands in `src/cli`, beside this library. ARCHITECTURE.md says what holds
 //! across modules.
 //!
@@ -67,6 +69,8 @@ mod daemon;
 pub mod identity;
 pub mod net;
 pub mod proto;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod spec;
 pub mod store;
 pub mod trust;
