@@ -56,12 +56,71 @@ pub enum TargetError {
 /// How fresh the answer to a name must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Freshness {
-    /// Not older than any publish acknowledged before the read began, or an error.
+    /// Not older than any publish acknowledged before the read began, or an error. Answered with
+    /// no packet sent while the worker holds a lease.
     #[default]
     Strict,
+    /// The same, but the coordinator is always asked: no clock is relied on.
+    Verified,
     /// Exactly what the name was at this revision.
     At(Revision),
+    /// Not older than this token's revision.
+    AtLeast(RunToken),
+    /// Not older than any publish acknowledged this long before the read began.
+    Bounded(Duration),
 }
+
+/// The revision that a run resolves its definitions at.
+///
+/// Text form: `lr1:<catalog>:<epoch>:<revision>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RunToken {
+    /// Whose catalog.
+    pub catalog: CatalogId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// The revision.
+    pub rev: Revision,
+}
+
+impl RunToken {
+    const PREFIX: &str = "lr1:";
+}
+
+impl fmt::Display for RunToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            catalog,
+            epoch,
+            rev,
+        } = self;
+        write!(f, "{}{catalog}:{epoch}:{rev}", Self::PREFIX)
+    }
+}
+
+impl FromStr for RunToken {
+    type Err = RunTokenError;
+
+    fn from_str(text: &str) -> Result<Self, RunTokenError> {
+        let rest = text.strip_prefix(Self::PREFIX).ok_or(RunTokenError)?;
+        let mut parts = rest.split(':');
+        let mut part = || parts.next().ok_or(RunTokenError);
+        let token = Self {
+            catalog: part()?.parse().map_err(|_| RunTokenError)?,
+            epoch: part()?.parse().map_err(|_| RunTokenError)?,
+            rev: part()?.parse().map_err(|_| RunTokenError)?,
+        };
+        match parts.next() {
+            None => Ok(token),
+            Some(_) => Err(RunTokenError),
+        }
+    }
+}
+
+/// A text that is no [`RunToken`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a run's token looks like `lr1:<catalog>:<epoch>:<revision>`")]
+pub struct RunTokenError;
 
 /// One read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,19 +197,41 @@ impl fmt::Display for HopFailure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
+    /// The coordinator promised that nothing becomes visible behind this worker's back.
+    Lease,
     /// The coordinator was asked after the read began.
     Asked,
     /// The record at a revision never changes.
     At,
+    /// The replica is not older than the token that the reader gave.
+    #[serde(rename = "at-least")]
+    AtLeast,
+    /// The replica is not older than the bound that the reader gave.
+    Bounded,
     /// The hash was given by the reader.
     Pinned,
+}
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Lease,
+        Self::Asked,
+        Self::At,
+        Self::AtLeast,
+        Self::Bounded,
+        Self::Pinned,
+    ];
 }
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Lease => "lease",
             Self::Asked => "asked",
             Self::At => "at",
+            Self::AtLeast => "at-least",
+            Self::Bounded => "bounded",
             Self::Pinned => "pinned",
         })
     }
@@ -204,6 +285,9 @@ pub struct LastKnown {
     pub seen_rev: Revision,
     /// Its hash, unless it was deleted.
     pub hash: Option<SpecHash>,
+    /// It was current this long ago at most, milliseconds; `None` when nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
 }
 
 /// Why a read has no answer.

@@ -14,7 +14,7 @@ mod tree;
 use std::fmt;
 use std::str::FromStr;
 
-pub use self::entry::{Entry, IdempotencyKey, Keyed, Pending, Published};
+pub use self::entry::{Entry, IdempotencyKey, Keyed, Pending, PinEntry, Published};
 pub use self::head::{
     Head, HeadError, HeadHash, HeadKey, HeadSigner, HeadVerifier, PinnedKey, PinnedKeyError,
     SignedHead, VerifiedHead,

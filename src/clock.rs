@@ -13,6 +13,15 @@ pub fn now() -> Time {
     Time::from_micros(seconds * 1_000_000 + micros)
 }
 
+/// How long the machine has slept since it was started: the boot clock runs on meanwhile, and the
+/// monotonic one does not.
+pub fn slept() -> std::time::Duration {
+    let monotonic = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(monotonic.tv_sec).unwrap_or_default();
+    let micros = u64::try_from(monotonic.tv_nsec).unwrap_or_default() / 1_000;
+    now().since(Time::from_micros(seconds * 1_000_000 + micros))
+}
+
 /// Wall clock, milliseconds since 1970: for people, idempotency keys and retention.
 pub fn unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);

@@ -4,6 +4,7 @@
 mod engine;
 mod local;
 mod service;
+mod session;
 mod writer;
 
 use std::future::Future;
@@ -21,7 +22,7 @@ use crate::daemon::{self, RunError};
 use crate::identity::Role;
 use crate::net::{Endpoint, EndpointOptions, Limits, Port, Runtime};
 use crate::proto::code::{Code, Refusal};
-use crate::proto::coordinator::{Coordinator as Machine, Input, Ledger, ReplayError, Retention};
+use crate::proto::coordinator::{Coordinator as Machine, Input, Ledger, Options, ReplayError};
 use crate::store::vault::{DEFAULT_CACHE_BYTES, Vault};
 use crate::trust::Identity;
 
@@ -237,9 +238,17 @@ fn open(
         view_absent = opened.view_absent,
         "store open"
     );
-    let retention = Retention::default();
-    let unix_ms = clock::unix_ms();
-    let machine = Machine::new(ledger, Arc::new(key), retention, max_spec_len, unix_ms);
+    let options = Options {
+        max_spec_len,
+        ..Options::default()
+    };
+    let machine = Machine::new(
+        ledger,
+        Arc::new(key),
+        options,
+        clock::unix_ms(),
+        clock::now(),
+    );
     Ok((vault, machine, reset_key))
 }
 

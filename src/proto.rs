@@ -61,6 +61,8 @@
 pub mod code;
 pub mod coordinator;
 pub mod limit;
+pub mod mutant;
+pub mod replica;
 pub mod role;
 pub mod wire;
 pub mod worker;
@@ -99,3 +101,6 @@ impl std::ops::Add<Duration> for Time {
         Self(self.0.saturating_add(micros))
     }
 }
+
+#[cfg(test)]
+mod tests;

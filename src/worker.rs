@@ -2,9 +2,11 @@
 //! stands in [`proto::worker`](crate::proto::worker).
 
 mod call;
+mod copy;
 mod engine;
 mod forward;
 mod head;
+mod leased;
 mod local;
 mod saver;
 mod service;
@@ -23,7 +25,8 @@ use crate::config::{StoreChoice, WorkerConfig};
 use crate::daemon::{self, RunError};
 use crate::identity::Role;
 use crate::net::{Endpoint, EndpointOptions, Limits, Port, Runtime};
-use crate::proto::worker::Config;
+use crate::proto::wire::SessionId;
+use crate::proto::worker::{Config, Prefetch};
 use crate::spec::{MAX_SPEC_LEN, NameError, SpecName};
 use crate::store::cache::{self, WorkerStore};
 use crate::trust::Identity;
@@ -148,6 +151,9 @@ impl Worker {
                 .collect(),
             peers: config.peers.iter().map(ToString::to_string).collect(),
             seed: rand::random(),
+            sid: SessionId::new(rand::random()),
+            lease: true,
+            prefetch: Prefetch::default(),
         };
         let engine = Engine::new(&machine, Arc::new(store), endpoint, runtime.handle())?;
         runtime.handle().spawn(keep_links(Arc::downgrade(&engine)));
@@ -208,6 +214,7 @@ impl Worker {
     /// unless another clone is left.
     pub async fn stop(self) {
         self.0.engine.stop_reads();
+        self.0.engine.leave().await;
         let runtime = self.0.runtime.lock();
         let runtime = runtime.unwrap_or_else(PoisonError::into_inner).take();
         let Some(runtime) = runtime else {

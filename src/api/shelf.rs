@@ -15,7 +15,7 @@ use crate::answer::{
 use crate::catalog::{CatalogId, Epoch, IdempotencyKey, Revision};
 use crate::proto::code::{Code, Refusal};
 use crate::proto::wire::{
-    GetLog, List, Listing, Log, LogEntry, Publish, PublishName, PublishedRev, WireVersion,
+    GetLog, List, Listing, Log, LogEntry, Publish, PublishName, PublishedRev, Waited, WireVersion,
 };
 use crate::spec::{Spec, SpecHash, SpecName, Syntax};
 
@@ -57,8 +57,8 @@ impl Shelf {
         let state = self.state();
         let (name, at) = match (query.target, query.freshness) {
             (Target::Hash(hash), _) => return state.pinned(hash),
-            (Target::Name(name), Freshness::Strict) => (name, None),
             (Target::Name(name), Freshness::At(rev)) => (name, Some(rev)),
+            (Target::Name(name), _) => (name, None),
         };
         if let Some(error) = state.faults.get(&name) {
             return Err(error.clone().into());
@@ -129,6 +129,7 @@ impl Shelf {
             epoch: EPOCH,
             rev: state.newest(),
             changed,
+            waited: Waited::default(),
         };
         if let Some(key) = publish.key {
             state.keys.insert(key, (publish, answer.clone()));

@@ -49,6 +49,32 @@ pub enum Entry {
         /// The new epoch.
         epoch: Epoch,
     },
+    /// No lease is longer than this, and none was since the one before was written and waited
+    /// out. It is durable before the first lease of that length is given.
+    LeaseMax {
+        /// In microseconds.
+        lease_us: u64,
+    },
+    /// A revision is kept readable.
+    Pinned(PinEntry),
+    /// A pin is taken back, or has ended.
+    Unpinned {
+        /// Its number.
+        id: u64,
+    },
+}
+
+/// A revision that is kept readable for someone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PinEntry {
+    /// Counts pins from 1; never reused.
+    pub id: u64,
+    /// The revision.
+    pub rev: Revision,
+    /// Until when, wall clock at the coordinator, milliseconds since 1970.
+    pub until_unix_ms: u64,
+    /// Who asked for it.
+    pub by: String,
 }
 
 /// A publish on its way to be visible.
@@ -107,6 +133,9 @@ impl Entry {
     const VISIBLE: u8 = 5;
     const KEYED: u8 = 6;
     const EPOCH: u8 = 7;
+    const LEASE_MAX: u8 = 8;
+    const PINNED: u8 = 9;
+    const UNPINNED: u8 = 10;
 
     /// The tag that its journal record carries.
     pub fn tag(&self) -> u8 {
@@ -118,6 +147,9 @@ impl Entry {
             Self::Visible { .. } => Self::VISIBLE,
             Self::Keyed(_) => Self::KEYED,
             Self::Epoch { .. } => Self::EPOCH,
+            Self::LeaseMax { .. } => Self::LEASE_MAX,
+            Self::Pinned(_) => Self::PINNED,
+            Self::Unpinned { .. } => Self::UNPINNED,
         }
     }
 
@@ -151,6 +183,18 @@ impl Entry {
             Self::Keyed(keyed) => keyed.encode(&mut w),
             Self::Epoch { epoch } => {
                 w.u64(epoch.get());
+            }
+            Self::LeaseMax { lease_us } => {
+                w.u64(*lease_us);
+            }
+            Self::Pinned(pin) => {
+                w.u64(pin.id)
+                    .u64(pin.rev.get())
+                    .u64(pin.until_unix_ms)
+                    .text(&pin.by);
+            }
+            Self::Unpinned { id } => {
+                w.u64(*id);
             }
         }
         w.finish().into()
@@ -194,6 +238,14 @@ impl Entry {
             Self::EPOCH => Self::Epoch {
                 epoch: Epoch::new(r.u64()?),
             },
+            Self::LEASE_MAX => Self::LeaseMax { lease_us: r.u64()? },
+            Self::PINNED => Self::Pinned(PinEntry {
+                id: r.u64()?,
+                rev: Revision::new(r.u64()?),
+                until_unix_ms: r.u64()?,
+                by: r.text()?.to_owned(),
+            }),
+            Self::UNPINNED => Self::Unpinned { id: r.u64()? },
             tag => return Err(DecodeError::Tag(tag)),
         };
         r.end()?;
@@ -341,6 +393,16 @@ mod tests {
             Entry::Epoch {
                 epoch: Epoch::new(2),
             },
+            Entry::LeaseMax {
+                lease_us: 6_000_000,
+            },
+            Entry::Pinned(PinEntry {
+                id: 1,
+                rev: Revision::new(3),
+                until_unix_ms: 9,
+                by: "spiffe://c/worker/w".into(),
+            }),
+            Entry::Unpinned { id: 1 },
         ]
     }
 

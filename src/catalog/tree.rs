@@ -16,6 +16,9 @@ const BUCKETS: usize = 4096;
 /// where a flat table would copy 32 KiB.
 const GROUP: usize = 64;
 
+/// Bytes of a bucket's digest that tell whether two are alike; the root decides in the end.
+const SHORT_DIGEST: usize = 8;
+
 const BUCKET_TAG: &[u8] = b"larder bucket 1\0";
 const ROOT_TAG: &[u8] = b"larder root 1\0";
 
@@ -285,6 +288,88 @@ impl Catalog {
         next
     }
 
+    /// The first 8 bytes of each bucket's digest, in order: what a holder of this catalog tells
+    /// the coordinator to get the buckets that differ.
+    pub fn digests(&self) -> Vec<u8> {
+        (0..BUCKETS)
+            .flat_map(|index| self.bucket(index).short_digest())
+            .collect()
+    }
+
+    /// Buckets whose digests are not those of `have`, which is another catalog's
+    /// [`digests`](Self::digests), or anything else for nothing.
+    pub fn differing(&self, have: &[u8]) -> Vec<u16> {
+        let whole = have.len() == BUCKETS * SHORT_DIGEST;
+        let empty = Self::empty();
+        (0..BUCKETS)
+            .filter(|&index| match whole {
+                true => {
+                    let at = index * SHORT_DIGEST;
+                    have[at..at + SHORT_DIGEST] != self.bucket(index).short_digest()
+                }
+                false => self.bucket(index).digest != empty.bucket(index).digest,
+            })
+            .filter_map(|index| u16::try_from(index).ok())
+            .collect()
+    }
+
+    /// The current records of some buckets.
+    pub fn in_buckets(&self, buckets: &[u16]) -> Vec<Record> {
+        buckets
+            .iter()
+            .filter(|&&index| usize::from(index) < BUCKETS)
+            .flat_map(|&index| self.bucket(usize::from(index)).names.iter())
+            .filter_map(|(name, versions)| {
+                let (name, version) = (name.clone(), *versions.last()?);
+                Some(Record { name, version })
+            })
+            .collect()
+    }
+
+    /// The catalog at `rev` whose `buckets` hold exactly `records` and whose other buckets are
+    /// as here, without history. `None` when a record belongs to another bucket, or comes twice.
+    pub fn with_buckets(
+        &self,
+        rev: Revision,
+        buckets: &[u16],
+        records: Vec<Record>,
+    ) -> Option<Self> {
+        let mut named: BTreeMap<usize, BTreeMap<SpecName, Arc<[Version]>>> = buckets
+            .iter()
+            .map(|&index| (usize::from(index), BTreeMap::new()))
+            .collect();
+        for Record { name, version } in records {
+            let bucket = named.get_mut(&bucket_of(&name))?;
+            if version.rev > rev || bucket.insert(name, Arc::new([version])).is_some() {
+                return None;
+            }
+        }
+        let mut next = self.clone();
+        next.rev = rev;
+        // What stays keeps no history: the revisions between are not known.
+        for index in (0..BUCKETS).filter(|index| !named.contains_key(index)) {
+            let bucket = self.bucket(index);
+            if bucket.names.values().all(|versions| versions.len() == 1) {
+                continue;
+            }
+            let last = |versions: &Arc<[Version]>| versions[versions.len() - 1..].into();
+            let names = bucket.names.iter();
+            let names = names.map(|(name, versions)| (name.clone(), last(versions)));
+            let (digest, names) = (bucket.digest, names.collect());
+            next.set_bucket(index, Bucket { digest, names });
+        }
+        for (index, names) in named {
+            if index >= BUCKETS {
+                return None;
+            }
+            next.set_bucket(index, Bucket::new(names));
+        }
+        next.oldest = rev;
+        next.names = (0..BUCKETS).map(|i| next.bucket(i).names.len()).sum();
+        next.root = root_of(&next.groups);
+        Some(next)
+    }
+
     fn bucket(&self, index: usize) -> &Bucket {
         &self.groups[index / GROUP][index % GROUP]
     }
@@ -296,6 +381,10 @@ impl Catalog {
 }
 
 impl Bucket {
+    fn short_digest(&self) -> [u8; SHORT_DIGEST] {
+        std::array::from_fn(|index| self.digest[index])
+    }
+
     fn new(names: BTreeMap<SpecName, Arc<[Version]>>) -> Self {
         let mut w = Writer::new();
         w.raw(BUCKET_TAG);

@@ -165,13 +165,14 @@ impl State {
             epoch: EPOCH,
             rev: self.rev(),
             changed,
+            waited: larder::proto::wire::Waited::default(),
         })
     }
 
     fn get(&self, query: &Query) -> Answer {
         let at = match query.freshness {
-            Freshness::Strict => self.rev(),
             Freshness::At(rev) => rev,
+            _ => self.rev(),
         };
         let version = match &query.target {
             Target::Name(name) => self.records(at).get(name).copied(),

@@ -93,7 +93,7 @@ async fn get(
 pub(crate) async fn absent(api: &dyn Api, query: &Query, answer: &Answer) -> Complaint {
     let at = match query.freshness {
         Freshness::At(rev) => Some(rev),
-        Freshness::Strict => None,
+        _ => None,
     };
     let when = at.map_or_else(String::new, |rev| format!(" at revision {rev}"));
     let message = match answer.proof.record_rev {

@@ -183,12 +183,13 @@ pub(super) fn report(
         epoch,
         rev,
         changed,
+        waited,
     } = published;
     if screen.json() {
         let name = |change: &PublishName| json!({ "name": change.name, "hash": change.hash, "len": change.len });
         let names: Vec<_> = changes.iter().map(name).collect();
         return screen.line(json!({
-            "catalog": catalog, "epoch": epoch, "rev": rev, "changed": changed, "names": names,
+            "catalog": catalog, "epoch": epoch, "rev": rev, "changed": changed, "waited": waited, "names": names,
         }));
     }
     for change in changes {

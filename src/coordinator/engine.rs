@@ -9,12 +9,18 @@ use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 
+use super::session::Streams;
 use super::writer::{Job, MAX_STAGING};
 use crate::clock;
 use crate::proto::code::{Code, Refusal};
-use crate::proto::coordinator::{Coordinator, Input, Output, Ticket, View, Written, check_form};
-use crate::proto::limit::MAX_HASHES_PER_HAVE;
-use crate::proto::wire::{GetLog, List, Listing, Log, Publish, PublishName, PublishedRev};
+use crate::proto::coordinator::{
+    Coordinator, Input, Output, SessionInfo, Ticket, View, WaitInfo, Written, check_form,
+};
+use crate::proto::limit::{MAX_DELTA, MAX_HASHES_PER_HAVE};
+use crate::proto::wire::{
+    Delta, GetDelta, GetLog, Grant, List, Listing, Log, Pin, Pinned, Pins, Publish, PublishName,
+    PublishedRev, Push, Renew, SessionId,
+};
 use crate::spec::{Spec, SpecHash};
 use crate::store::file::Disk;
 use crate::store::file::RealDisk;
@@ -43,6 +49,9 @@ type Published = oneshot::Receiver<Result<PublishedRev, Refusal>>;
 /// The body reader over real files.
 pub(super) type Bodies = BlobReader<<RealDisk as Disk>::File>;
 
+/// Those who wait for an answer of the machine.
+type Waiting<T> = Mutex<BTreeMap<Ticket, oneshot::Sender<Result<T, Refusal>>>>;
+
 /// Turns publishers and the disk into inputs of the machine, and carries out its outputs. It
 /// takes no decision.
 pub(super) struct Engine {
@@ -57,7 +66,10 @@ pub(super) struct Engine {
     bodies: Bodies,
     jobs: Sender<Job>,
     staging: Semaphore,
-    publishers: Mutex<BTreeMap<Ticket, oneshot::Sender<Result<PublishedRev, Refusal>>>>,
+    publishers: Waiting<PublishedRev>,
+    renewing: Waiting<Grant>,
+    pinning: Waiting<Pinned>,
+    streams: Streams,
     next_ticket: AtomicU64,
     handle: Handle,
     /// The wake-up that a task sleeps for already, microseconds.
@@ -107,6 +119,9 @@ impl Engine {
             jobs,
             staging: Semaphore::new(MAX_STAGING),
             publishers: Mutex::default(),
+            renewing: Mutex::default(),
+            pinning: Mutex::default(),
+            streams: Streams::default(),
             next_ticket: AtomicU64::new(0),
             handle: handle.clone(),
             armed: AtomicU64::new(0),
@@ -139,6 +154,28 @@ impl Engine {
         // The machine may be at work on a large publish.
         let engine = Arc::clone(self);
         blocking(move || engine.machine().ledger().log(&get)).await
+    }
+
+    /// Answers [`GetDelta`].
+    pub(super) fn delta(&self, get: &GetDelta) -> Result<Delta, Refusal> {
+        let machine = self.machine();
+        let delta = machine.ledger().delta(get.epoch, get.from, MAX_DELTA);
+        delta.ok_or_else(|| {
+            let oldest = machine.ledger().visible().oldest();
+            let message = format!("revisions after {} are not all retained", get.from);
+            Refusal::new(Code::Compacted, message).at(oldest)
+        })
+    }
+
+    /// Live pins.
+    pub(super) fn pins(&self) -> Pins {
+        self.machine().pins(clock::unix_ms())
+    }
+
+    /// The workers that hold sessions, and what pending publishes wait for.
+    pub(super) fn leases(&self) -> (Vec<SessionInfo>, Vec<WaitInfo>) {
+        let (machine, now) = (self.machine(), clock::now());
+        (machine.sessions(now), machine.waits(now))
     }
 
     fn machine(&self) -> MutexGuard<'_, Coordinator> {
@@ -296,6 +333,62 @@ impl Engine {
         refusal
     }
 
+    /// Gives a worker a lease, or the news without one.
+    pub(super) async fn renew(
+        self: &Arc<Self>,
+        owner: String,
+        renew: Renew,
+    ) -> Result<Grant, Refusal> {
+        self.ask(&self.renewing, |ticket| Input::Renew {
+            ticket,
+            owner,
+            renew,
+        })
+        .await
+    }
+
+    /// Keeps a revision readable.
+    pub(super) async fn pin(self: &Arc<Self>, by: String, pin: Pin) -> Result<Pinned, Refusal> {
+        self.ask(&self.pinning, |ticket| Input::Pin {
+            ticket,
+            by,
+            pin,
+            unix_ms: clock::unix_ms(),
+        })
+        .await
+    }
+
+    /// Lets a pinned revision go.
+    pub(super) async fn unpin(self: &Arc<Self>, id: u64) -> Result<Pinned, Refusal> {
+        self.ask(&self.pinning, |ticket| Input::Unpin { ticket, id })
+            .await
+    }
+
+    async fn ask<T>(
+        self: &Arc<Self>,
+        waiting: &Waiting<T>,
+        input: impl FnOnce(Ticket) -> Input,
+    ) -> Result<T, Refusal> {
+        let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
+        let (send, receive) = oneshot::channel();
+        lock(waiting).insert(ticket, send);
+        self.drive(input(ticket));
+        receive.await.unwrap_or_else(|_| Err(not_told()))
+    }
+
+    /// Opens a stream of pushes to a worker; it ends when what is returned is dropped.
+    pub(super) fn watch(self: &Arc<Self>, sid: SessionId, owner: String) -> Watching {
+        let (stream, pushes) = self.streams.open();
+        let engine = Arc::clone(self);
+        self.drive(Input::Watch { sid, owner, stream });
+        Watching {
+            engine,
+            sid,
+            stream,
+            pushes,
+        }
+    }
+
     /// A publish that names bytes which are not here, damaged or of another length is refused
     /// before it gets a revision.
     fn check_bodies(&self, publish: &Publish) -> Result<(), Refusal> {
@@ -362,11 +455,10 @@ impl Engine {
                 return self.enqueue(Job::Checkpoint { entries, retained });
             }
             Output::Reveal(view) => self.view.store(view),
-            Output::Reply { ticket, result } => {
-                if let Some(publisher) = lock(&self.publishers).remove(&ticket) {
-                    let _ = publisher.send(result);
-                }
-            }
+            Output::Push { streams, push } => self.streams.push(&streams, &push),
+            Output::Reply { ticket, result } => answer(&self.publishers, ticket, result),
+            Output::Granted { ticket, result } => answer(&self.renewing, ticket, result),
+            Output::PinReply { ticket, result } => answer(&self.pinning, ticket, result),
         }
         true
     }
@@ -450,6 +542,35 @@ impl Drop for Reporter {
 fn storage_lost() -> Written {
     Written::Lost {
         reason: STORAGE_GONE.to_owned(),
+    }
+}
+
+/// An open stream of pushes.
+pub(super) struct Watching {
+    engine: Arc<Engine>,
+    sid: SessionId,
+    stream: u64,
+    pushes: tokio::sync::mpsc::Receiver<Arc<Push>>,
+}
+
+impl Watching {
+    /// The next one; `None` when the worker has not kept up.
+    pub(super) async fn next(&mut self) -> Option<Arc<Push>> {
+        self.pushes.recv().await
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.engine.streams.close(self.stream);
+        let (sid, stream) = (self.sid, self.stream);
+        self.engine.drive(Input::Unwatch { sid, stream });
+    }
+}
+
+fn answer<T>(waiting: &Waiting<T>, ticket: Ticket, result: Result<T, Refusal>) {
+    if let Some(asker) = lock(waiting).remove(&ticket) {
+        let _ = asker.send(result);
     }
 }
 

@@ -51,6 +51,10 @@ impl Node {
         status["journal_bytes"] = json!(engine.journal_len());
         status["view_absent"] = json!(engine.view_absent());
         status["failed"] = json!(standing.lost);
+        let (workers, waiting) = engine.leases();
+        status["workers"] = json!(workers);
+        status["waiting"] = json!(waiting);
+        status["pins"] = json!(engine.pins().pins.len());
         status
     }
 
@@ -68,8 +72,9 @@ impl Node {
             }
             Target::Name(name) => {
                 let at = match query.freshness {
-                    Freshness::Strict => None,
                     Freshness::At(at) => Some(at),
+                    // What is asked here is always as new as it can be.
+                    _ => None,
                 };
                 let (name, body) = (name.clone(), true);
                 let names = vec![ResolveName {
@@ -101,7 +106,9 @@ impl Node {
         };
         let took = clock::now().since(began);
         let age_us = match mode {
-            Mode::Asked => u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            Mode::Lease | Mode::Asked | Mode::AtLeast | Mode::Bounded => {
+                u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
+            }
             Mode::At | Mode::Pinned => 0,
         };
         Ok(Answer {

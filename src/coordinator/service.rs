@@ -6,9 +6,12 @@ use super::Node;
 use crate::catalog::SessionClaim;
 use crate::net::{Gone, Peer, Reply, Service, SessionKey};
 use crate::proto::code::{Code, Refusal};
+use crate::proto::coordinator::Input;
+use crate::proto::limit::RECORDS_PER_PART;
+use crate::proto::replica;
 use crate::proto::wire::{
-    Blob, GetBlob, HeadBytes, Missing, Outcome, ProofBytes, PutBlob, Request, Resolve, Response,
-    Status,
+    Blob, GetBlob, GetCatalog, HeadBytes, Leave, Missing, Outcome, ProofBytes, Push, PutBlob,
+    Request, Resolve, Response, Status, Watch,
 };
 use crate::spec::{Spec, SpecHash, Syntax};
 
@@ -83,6 +86,27 @@ impl Serving {
                 let by = peer.uri.to_string();
                 Response::Published(engine.publish(by, publish).await?)
             }
+            Request::Watch(watch) => {
+                return self.watch(&peer, watch, reply).await;
+            }
+            Request::Renew(renew) => {
+                Response::Grant(engine.renew(peer.uri.to_string(), renew).await?)
+            }
+            Request::PrepAck(ack) => {
+                let owner = peer.uri.to_string();
+                engine.drive(Input::PrepAck { owner, ack });
+                Response::Done(())
+            }
+            Request::Leave(Leave { sid }) => {
+                let owner = peer.uri.to_string();
+                engine.drive(Input::Leave { owner, sid });
+                Response::Done(())
+            }
+            Request::GetDelta(get) => Response::Delta(engine.delta(&get)?),
+            Request::GetCatalog(get) => return self.catalog(&get, reply).await,
+            Request::Pin(pin) => Response::Pinned(engine.pin(peer.uri.to_string(), pin).await?),
+            Request::Unpin(unpin) => Response::Pinned(engine.unpin(unpin.id).await?),
+            Request::GetPins(_) => Response::Pins(engine.pins()),
             Request::Hello(_) | Request::GetStatus => {
                 return Err(Refusal::new(Code::BadFrame, "a hello opens a connection").into());
             }
@@ -114,6 +138,42 @@ impl Serving {
             let body = body.map_or_else(Bytes::new, Spec::into_bytes);
             metrics::counter!("larder_body_bytes_sent_total").increment(body.len() as u64);
             reply.send_with_body(&outcome, body).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells a worker what is about to change and what has changed, until it goes away.
+    async fn watch(&self, peer: &Peer, watch: Watch, reply: &mut Reply) -> Result<(), Trouble> {
+        let gone = reply.asker_gone();
+        tokio::pin!(gone);
+        // Registered first: a renewal that follows the answer gets a lease.
+        let mut watching = self.0.catalog()?.watch(watch.sid, peer.uri.to_string());
+        reply.send(&Response::Watching(())).await?;
+        loop {
+            let push = tokio::select! {
+                push = watching.next() => push,
+                () = &mut gone => return Err(Trouble::Gone),
+            };
+            let Some(push) = push else {
+                let message = "this worker did not take what it was told in time";
+                return Err(Refusal::new(Code::Busy, message).into());
+            };
+            match &*push {
+                Push::Prepare(prepare) => {
+                    reply.send(&Response::Prepare(prepare.clone())).await?;
+                }
+                Push::Release(delta) => reply.send(&Response::Release(delta.clone())).await?,
+            }
+        }
+    }
+
+    async fn catalog(&self, get: &GetCatalog, reply: &mut Reply) -> Result<(), Trouble> {
+        let view = self.0.catalog()?.view();
+        let diff = replica::diff(&view.records, &view.head, &get.have);
+        let (head, parts) = diff.frames(RECORDS_PER_PART);
+        reply.send(&Response::CatalogHead(head)).await?;
+        for part in parts {
+            reply.send(&Response::CatalogPart(part)).await?;
         }
         Ok(())
     }

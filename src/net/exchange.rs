@@ -13,6 +13,9 @@ use crate::identity::NodeUri;
 use crate::proto::limit::{ANSWER_TIMEOUT, FIRST_BYTE_EXTRA, FIRST_BYTE_MIN, MAX_FRAME_LEN};
 use crate::proto::wire::{Response, Welcome, decode_answer};
 
+/// Longer than any process runs.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
 /// How long a call waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
@@ -125,6 +128,24 @@ impl Exchange {
         let (tag, header) = frame.map_err(|fail| fail.or_silent(within))?;
         self.first_frame
             .get_or_insert_with(|| self.sent.at.elapsed());
+        let response = decode_answer(tag, &header)?.map_err(LinkError::Refused)?;
+        self.unread = response.body_len();
+        Ok(response)
+    }
+
+    /// The next frame, however long it takes to begin: for answers that tell of things when they
+    /// happen. The connection's idle timeout ends it when the peer is gone.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub async fn next_whenever(&mut self) -> Result<Response, LinkError> {
+        if self.unread > 0 {
+            return Err(LinkError::unexpected());
+        }
+        let max_len = MAX_FRAME_LEN as usize;
+        let never = Instant::now() + FOREVER;
+        let frame = read_frame(&mut self.recv, max_len, never, &self.share).await;
+        let (tag, header) = frame.map_err(|fail| fail.or_silent(FOREVER))?;
         let response = decode_answer(tag, &header)?.map_err(LinkError::Refused)?;
         self.unread = response.body_len();
         Ok(response)

@@ -255,10 +255,7 @@ async fn serve_connection<S: Service>(
             reply,
         };
         let service = service.clone();
-        tokio::spawn(async move {
-            asked.answer(&*service).await;
-            drop(room);
-        });
+        tokio::spawn(asked.answer(service, room));
     }
 }
 
@@ -305,9 +302,17 @@ struct Asked {
 }
 
 impl Asked {
-    async fn answer<S: Service>(mut self, service: &S) {
+    async fn answer<S: Service>(mut self, service: Arc<S>, room: OwnedSemaphorePermit) {
+        let mut room = Some(room);
         match self.read().await {
-            Ok(read) => self.carry_out(service, read).await,
+            Ok(read) => {
+                // A watch lasts as long as its connection: neither other requests nor a drain
+                // wait for it.
+                if read.request.kind() == Kind::Watch {
+                    room = None;
+                }
+                self.carry_out(&*service, read).await;
+            }
             Err(Unread::Refuse(refusal)) => {
                 let _ = self.recv.stop(refusal.code.number().into());
                 let _ = self.reply.refuse(&refusal).await;
@@ -320,6 +325,7 @@ impl Asked {
             let patience = self.shared.options.limits.hello;
             let _ = timeout(patience, self.reply.stream.stopped()).await;
         }
+        drop(room);
     }
 
     async fn carry_out<S: Service>(&mut self, service: &S, read: Read) {

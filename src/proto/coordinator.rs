@@ -7,30 +7,41 @@
 //! 3. *visible*: an entry that says so is durable. Only now does a reader see it, and only then
 //!    is the publisher answered.
 //!
+//! Between the second and the third, every worker that holds a lease has stopped answering for
+//! the names that change, or its lease has run out.
+//!
 //! There is no timer for grouping: a batch is what arrived during the batch before, so a busy
 //! coordinator pays two fsyncs for many publishes.
 //!
 //! Readers never enter the machine. They hold a [`View`], an immutable revision that
 //! [`Output::Reveal`] replaces.
 
+mod lease;
 mod ledger;
+mod pin;
+mod publish;
+mod session;
 mod view;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::lease::Leases;
+pub use self::lease::{SessionInfo, WaitInfo};
 pub use self::ledger::{Ledger, ReplayError};
+pub use self::publish::check_form;
 pub use self::view::View;
 use crate::catalog::{
-    CatalogId, Change, Content, Entry, Head, HeadSigner, Keyed, MAX_NAMES, MAX_NAMES_PER_PUBLISH,
-    Pending, Published, Revision,
+    CatalogId, Change, Entry, Head, HeadSigner, IdempotencyKey, Keyed, Pending, Published, Revision,
 };
-use crate::codec::Writer;
 use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
-use crate::proto::limit::{KEY_LIFETIME, MAX_KEYS, MAX_PENDING, RETAINED_AGE, RETAINED_REVISIONS};
-use crate::proto::wire::{Publish, PublishName, PublishedRev};
+use crate::proto::limit::{DEFAULT_LEASE, RETAINED_AGE, RETAINED_REVISIONS};
+use crate::proto::mutant::mutant;
+use crate::proto::wire::{
+    Grant, Pin, Pinned, PrepAck, Publish, PublishedRev, Push, Renew, SessionId, Waited,
+};
 use crate::spec::SpecHash;
 
 /// How long the machine waits before it tries again to write that a revision is visible.
@@ -57,6 +68,27 @@ impl Default for Retention {
     }
 }
 
+/// How a coordinator is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// What stays readable.
+    pub retention: Retention,
+    /// Longest spec in bytes.
+    pub max_spec_len: u64,
+    /// How long a worker may answer without asking again; zero: no worker gets a lease.
+    pub lease: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            retention: Retention::default(),
+            max_spec_len: 1 << 20,
+            lease: DEFAULT_LEASE,
+        }
+    }
+}
+
 /// What happens to the machine.
 #[derive(Debug)]
 pub enum Input {
@@ -75,6 +107,63 @@ pub enum Input {
     NewEpoch {
         /// Wall clock, milliseconds since 1970.
         unix_ms: u64,
+    },
+    /// A worker wants to be told what is about to change, over this stream.
+    Watch {
+        /// Its session.
+        sid: SessionId,
+        /// The URI of its certificate.
+        owner: String,
+        /// The driver's number for the stream, never used again.
+        stream: u64,
+    },
+    /// The stream has ended.
+    Unwatch {
+        /// Its session.
+        sid: SessionId,
+        /// The stream.
+        stream: u64,
+    },
+    /// A worker wants a lease; answered with [`Output::Granted`].
+    Renew {
+        /// Under which the answer comes.
+        ticket: Ticket,
+        /// The URI of its certificate.
+        owner: String,
+        /// Its request.
+        renew: Renew,
+    },
+    /// A worker has stopped answering for what changes.
+    PrepAck {
+        /// The URI of its certificate.
+        owner: String,
+        /// What it says.
+        ack: PrepAck,
+    },
+    /// A worker gives its lease back.
+    Leave {
+        /// The URI of its certificate.
+        owner: String,
+        /// Its session.
+        sid: SessionId,
+    },
+    /// Someone wants a revision kept; answered with [`Output::PinReply`].
+    Pin {
+        /// Under which the answer comes.
+        ticket: Ticket,
+        /// Who.
+        by: String,
+        /// What and for how long.
+        pin: Pin,
+        /// Wall clock, milliseconds since 1970.
+        unix_ms: u64,
+    },
+    /// Someone lets a pinned revision go; answered with [`Output::PinReply`].
+    Unpin {
+        /// Under which the answer comes.
+        ticket: Ticket,
+        /// The pin's number.
+        id: u64,
     },
     /// The driver finds that the journal has grown enough to be rewritten.
     Compact,
@@ -129,6 +218,27 @@ pub enum Output {
     },
     /// Let readers see this revision from now on.
     Reveal(Arc<View>),
+    /// Send this to each of these streams, and end a stream that does not take it.
+    Push {
+        /// The driver's numbers.
+        streams: Vec<u64>,
+        /// What to send.
+        push: Arc<Push>,
+    },
+    /// Answer a worker that wants a lease.
+    Granted {
+        /// Of the request.
+        ticket: Ticket,
+        /// What it gets.
+        result: Result<Grant, Refusal>,
+    },
+    /// Answer who pins or unpins.
+    PinReply {
+        /// Of the request.
+        ticket: Ticket,
+        /// The pin, durable, or gone for good; or why not.
+        result: Result<Pinned, Refusal>,
+    },
     /// Answer a publisher.
     Reply {
         /// Of the publish.
@@ -142,8 +252,19 @@ pub enum Output {
 pub struct Coordinator {
     ledger: Ledger,
     signer: Arc<dyn HeadSigner>,
-    retention: Retention,
-    max_spec_len: u64,
+    options: Options,
+    leases: Leases,
+    /// Requests for a lease that wait for [`Entry::LeaseMax`] to be durable.
+    parked: Vec<(Ticket, String, Renew)>,
+    /// [`Entry::LeaseMax`] is on its way.
+    raising: bool,
+    /// Pins that wait to be durable, or gone.
+    pinning: VecDeque<(u64, Ticket, Pinned)>,
+    /// Entries of idempotency keys that are not durable yet, by number.
+    key_numbers: BTreeMap<(String, IdempotencyKey), u64>,
+    /// What the revisions that just became visible had to wait for.
+    waited: BTreeMap<Revision, Waited>,
+    now: Time,
     /// Entries for the next write.
     queue: VecDeque<Queued>,
     /// Counts entries that were queued; what it counts up to `written` is durable or refused.
@@ -180,23 +301,35 @@ struct Waiting {
 }
 
 impl Coordinator {
-    /// A machine over what the journal held; `unix_ms` is the wall clock now.
+    /// A machine over what the journal held; `unix_ms` is the wall clock now, and `now` the time
+    /// of the process's start: leases of before it are waited out from then on.
     ///
     /// Its first outputs make pending revisions visible, and give a new epoch its first head.
     /// Call [`handle`](Self::handle) with [`Input::Wake`] to get them.
     pub fn new(
         ledger: Ledger,
         signer: Arc<dyn HeadSigner>,
-        retention: Retention,
-        max_spec_len: u64,
+        options: Options,
         unix_ms: u64,
+        now: Time,
     ) -> Self {
+        let grace = if mutant!(M03) {
+            now
+        } else {
+            now + ledger.lease_max()
+        };
         let mut machine = Self {
             durable: ledger.tip().rev(),
             ledger,
             signer,
-            retention,
-            max_spec_len,
+            options,
+            leases: Leases::new(options.lease, grace),
+            parked: Vec::new(),
+            raising: false,
+            pinning: VecDeque::new(),
+            key_numbers: BTreeMap::new(),
+            waited: BTreeMap::new(),
+            now,
             queue: VecDeque::new(),
             enqueued: 0,
             written: 0,
@@ -206,10 +339,29 @@ impl Coordinator {
             retry_at: None,
             lost: None,
         };
+        if mutant!(X10) {
+            machine.ledger.truncate(machine.ledger.visible().rev());
+            machine.durable = machine.ledger.tip().rev();
+        }
+        if mutant!(M18) && options.lease < machine.ledger.lease_max() {
+            machine.ledger.set_lease_max(options.lease);
+            machine.queue_lease_max();
+        }
+        for rev in machine.ledger.pending_revisions() {
+            machine.leases.begin_wait(rev, now);
+        }
         if machine.ledger.lacks_head() {
+            machine.wait_out_epoch();
             machine.queue_empty_revision(unix_ms);
         }
         machine
+    }
+
+    /// Workers may hold leases of the epoch before that this journal knows nothing of, if it was
+    /// restored from a backup.
+    fn wait_out_epoch(&mut self) {
+        let longest = self.ledger.lease_max().max(self.options.lease);
+        self.leases.extend_grace(self.now + longest);
     }
 
     /// The entries that begin a new catalog's journal.
@@ -224,7 +376,7 @@ impl Coordinator {
 
     /// The longest definition that it takes.
     pub fn max_spec_len(&self) -> u64 {
-        self.max_spec_len
+        self.options.max_spec_len
     }
 
     /// The durable history: for logs of revisions.
@@ -244,12 +396,27 @@ impl Coordinator {
 
     /// When to call [`handle`](Self::handle) with [`Input::Wake`] at the latest.
     pub fn next_wake(&self) -> Option<Time> {
-        self.retry_at
+        let grace = self.leases.grace();
+        let lower = (self.may_lower() && grace > self.now).then_some(grace);
+        let leases = self.leases.next_wake(self.now);
+        self.retry_at.into_iter().chain(lower).chain(leases).min()
+    }
+
+    /// The workers that hold sessions.
+    pub fn sessions(&self, now: Time) -> Vec<SessionInfo> {
+        self.leases.sessions(now)
+    }
+
+    /// What pending publishes wait for, the oldest first.
+    pub fn waits(&self, now: Time) -> Vec<WaitInfo> {
+        self.leases.waits(now)
     }
 
     /// Takes one input and returns what must be done, in order.
     pub fn handle(&mut self, input: Input, now: Time) -> Vec<Output> {
         let mut out = Vec::new();
+        self.now = now;
+        self.leases.expire(now);
         match input {
             Input::Publish {
                 ticket,
@@ -265,9 +432,26 @@ impl Coordinator {
             Input::NewEpoch { unix_ms } => {
                 let epoch = self.ledger.epoch().next();
                 self.ledger.begin_epoch(epoch);
+                self.wait_out_epoch();
                 self.enqueue(Entry::Epoch { epoch });
                 self.queue_empty_revision(unix_ms);
             }
+            Input::Watch { sid, owner, stream } => self.watch(sid, &owner, stream, &mut out),
+            Input::Unwatch { sid, stream } => self.leases.unwatch(sid, stream),
+            Input::Renew {
+                ticket,
+                owner,
+                renew,
+            } => self.renew(ticket, owner, renew, &mut out),
+            Input::PrepAck { owner, ack } => self.ack(&owner, &ack),
+            Input::Leave { owner, sid } => self.leases.leave(sid, &owner),
+            Input::Pin {
+                ticket,
+                by,
+                pin,
+                unix_ms,
+            } => self.pin(ticket, by, &pin, unix_ms, &mut out),
+            Input::Unpin { ticket, id } => self.unpin(ticket, id, &mut out),
             Input::Compact => self.compact_wanted = true,
             Input::Written(written) => self.written(written, now, &mut out),
             Input::Wake => {
@@ -276,135 +460,11 @@ impl Coordinator {
                 }
             }
         }
+        if self.may_lower() && now >= self.leases.grace() {
+            self.queue_lease_max();
+        }
         self.start_write(&mut out);
         out
-    }
-
-    fn publish(
-        &mut self,
-        ticket: Ticket,
-        by: String,
-        publish: Publish,
-        unix_ms: u64,
-        out: &mut Vec<Output>,
-    ) -> Result<(), Refusal> {
-        if let Some(reason) = &self.lost {
-            let message = format!("the coordinator's disk failed and takes nothing: {reason}");
-            return Err(Refusal::new(Code::Disk, message));
-        }
-        check_form(&publish, self.max_spec_len)?;
-        let request = request_digest(&publish);
-        self.ledger.expire_keys(unix_ms, KEY_LIFETIME);
-        if let Some(key) = publish.key
-            && let Some(known) = self.ledger.key(&by, &key)
-        {
-            if known.request != request {
-                let message = "this idempotency key was used with other content";
-                return Err(Refusal::new(Code::KeyReused, message).at(known.rev));
-            }
-            let (rev, changed) = (known.rev, known.changed);
-            // Its own entry may still be on the way; what is queued now includes it.
-            self.answer_or_wait(ticket, rev, changed, self.enqueued, out);
-            return Ok(());
-        }
-        if self.waiting.len() >= MAX_PENDING || self.ledger.keys() >= MAX_KEYS {
-            return Err(Refusal::new(Code::Busy, "too many publishes are waiting"));
-        }
-        self.check_expected(&publish.changes)?;
-        let changes = self.effective_changes(&publish.changes)?;
-        let rev = match changes.is_empty() {
-            true => self.rev_that_shows(&publish.changes),
-            false => self.ledger.tip().rev().next(),
-        };
-        let changed = u32::try_from(changes.len()).unwrap_or(u32::MAX);
-        let keyed = publish.key.map(|key| Keyed {
-            by: by.clone(),
-            key,
-            request,
-            rev,
-            changed,
-            at_unix_ms: unix_ms,
-        });
-        if changes.is_empty() {
-            let number = keyed.map_or(0, |keyed| {
-                self.ledger.remember(keyed.clone());
-                self.enqueue(Entry::Keyed(keyed))
-            });
-            self.answer_or_wait(ticket, rev, 0, number, out);
-            return Ok(());
-        }
-        let published = Published {
-            by,
-            at_unix_ms: unix_ms,
-            note: publish.note,
-        };
-        let number = self.queue_revision(changes, published, keyed);
-        self.answer_or_wait(ticket, rev, changed, number, out);
-        Ok(())
-    }
-
-    /// Compares with the newest pending or visible record, never with the visible one alone.
-    fn check_expected(&self, changes: &[PublishName]) -> Result<(), Refusal> {
-        for PublishName { name, expect, .. } in changes {
-            let Some(expect) = *expect else { continue };
-            let current = self.ledger.tip().get(name);
-            let rev = current.map_or(Revision::ZERO, |version| version.rev);
-            let absent = current.is_none_or(|version| version.content == Content::Deleted);
-            if rev == expect || (expect == Revision::ZERO && absent) {
-                continue;
-            }
-            let message = match expect {
-                Revision::ZERO => format!("`{name}` exists already, at revision {rev}"),
-                _ if current.is_none() => format!("`{name}` does not exist"),
-                _ => format!("`{name}` is at revision {rev}, not at {expect}"),
-            };
-            return Err(Refusal::new(Code::Expect, message)
-                .at(rev)
-                .about(name.clone()));
-        }
-        Ok(())
-    }
-
-    /// What is not so already.
-    fn effective_changes(&self, wanted: &[PublishName]) -> Result<Vec<Change>, Refusal> {
-        let tip = self.ledger.tip();
-        let mut new_names = 0;
-        let changes: Vec<_> = wanted
-            .iter()
-            .filter_map(|wanted| {
-                let content = match wanted.hash {
-                    Some(hash) => Content::Present {
-                        hash,
-                        len: wanted.len,
-                    },
-                    None => Content::Deleted,
-                };
-                let current = tip.get(&wanted.name).map(|version| version.content);
-                if current.unwrap_or(Content::Deleted) == content {
-                    return None;
-                }
-                new_names += usize::from(current.is_none());
-                let name = wanted.name.clone();
-                Some(Change { name, content })
-            })
-            .collect();
-        if tip.names() + new_names > MAX_NAMES {
-            let message = format!("a catalog holds at most {MAX_NAMES} names");
-            return Err(Refusal::new(Code::TooLarge, message));
-        }
-        Ok(changes)
-    }
-
-    /// The first revision at which everything that was asked for holds already: the visible one,
-    /// or the pending one that brings the last of it.
-    fn rev_that_shows(&self, wanted: &[PublishName]) -> Revision {
-        wanted
-            .iter()
-            .filter_map(|wanted| self.ledger.tip().get(&wanted.name))
-            .map(|version| version.rev)
-            .chain([self.ledger.visible().rev()])
-            .max()
-            .unwrap_or_default()
     }
 
     fn answer_or_wait(
@@ -430,6 +490,7 @@ impl Coordinator {
             epoch: self.ledger.epoch(),
             rev,
             changed,
+            waited: self.waited.get(&rev).cloned().unwrap_or_default(),
         }
     }
 
@@ -480,8 +541,12 @@ impl Coordinator {
         if self.in_flight.is_some() || self.lost.is_some() || self.retry_at.is_some() {
             return;
         }
-        let quiet = self.queue.is_empty() && self.durable == self.ledger.visible().rev();
-        if quiet && self.compact_wanted {
+        let visible = self.ledger.visible().rev();
+        let release = self
+            .leases
+            .releasable(self.now)
+            .filter(|rev| *rev > visible);
+        if self.queue.is_empty() && release.is_none() && self.compact_wanted {
             self.compact_wanted = false;
             let (entries, retained) = self.ledger.checkpoint();
             self.in_flight = Some(InFlight::Checkpoint);
@@ -489,9 +554,13 @@ impl Coordinator {
             return;
         }
         let mut batch = Vec::with_capacity(self.queue.len() + 1);
-        if self.durable > self.ledger.visible().rev() {
-            let (entry, number) = (Entry::Visible { rev: self.durable }, self.written);
+        if let Some(rev) = release {
+            let (entry, number) = (Entry::Visible { rev }, self.written);
             batch.push(Queued { entry, number });
+            if mutant!(M15) {
+                self.reveal(rev, out);
+                self.answer_visible(out);
+            }
         }
         batch.extend(self.queue.drain(..));
         if batch.is_empty() {
@@ -513,11 +582,20 @@ impl Coordinator {
             Written::Some { kept, .. } => (*kept).min(batch.len()),
             Written::Lost { .. } => 0,
         };
+        let mut prepared = false;
         for Queued { entry, number } in &batch[..kept] {
             self.written = *number;
             match entry {
-                Entry::Pending(pending) => self.durable = pending.rev,
+                Entry::Pending(pending) => {
+                    self.durable = pending.rev;
+                    self.leases.begin_wait(pending.rev, now);
+                    prepared = true;
+                }
                 Entry::Visible { rev } => self.reveal(*rev, out),
+                Entry::LeaseMax { lease_us } => {
+                    self.ledger.set_lease_max(Duration::from_micros(*lease_us));
+                    self.raising = false;
+                }
                 _ => {}
             }
         }
@@ -526,13 +604,36 @@ impl Coordinator {
             Written::Some { why, .. } => self.roll_back(&batch[kept..], &why, now, out),
             Written::Lost { reason } => self.lose(reason, out),
         }
+        if prepared {
+            self.push_prepare(self.leases.watchers(), out);
+            if mutant!(D1) {
+                self.reveal(self.durable, out);
+            }
+        }
+        if !self.raising {
+            self.answer_parked(out);
+        }
+        let written = self.written;
+        self.key_numbers.retain(|_, number| *number > written);
+        self.answer_pinned(out);
         self.answer_visible(out);
     }
 
     fn reveal(&mut self, rev: Revision, out: &mut Vec<Output>) {
+        let before = self.ledger.view();
+        if rev <= before.records.rev() {
+            return;
+        }
+        let mut ended = before.records.rev().next();
+        while ended <= rev {
+            self.waited
+                .insert(ended, self.leases.end_wait(ended, self.now));
+            ended = ended.next();
+        }
         self.ledger.make_visible(rev);
-        self.ledger.retain(self.retention);
+        self.ledger.retain(self.options.retention);
         out.push(Output::Reveal(self.ledger.view()));
+        self.push_release(&before, out);
     }
 
     fn answer_visible(&mut self, out: &mut Vec<Output>) {
@@ -547,6 +648,7 @@ impl Coordinator {
                 self.waiting.push_back(entry);
             }
         }
+        self.waited.clear();
     }
 
     /// Forgets everything that is not durable: what failed and what was decided on top of it.
@@ -570,12 +672,16 @@ impl Coordinator {
                 format!("the coordinator could not write: {reason}"),
             ),
         };
-        for queued in failed.iter().chain(&self.queue) {
-            if let Entry::Keyed(keyed) = &queued.entry {
-                self.ledger.forget(keyed);
+        let queued = std::mem::take(&mut self.queue);
+        for queued in failed.iter().chain(&queued) {
+            match &queued.entry {
+                Entry::Keyed(keyed) => self.ledger.forget(keyed),
+                Entry::Unpinned { .. } | Entry::Pinned(_) => self.forget_pin(&queued.entry),
+                Entry::LeaseMax { .. } => self.raising = false,
+                _ => {}
             }
         }
-        self.queue.clear();
+        self.refuse_pins(&refusal, out);
         self.ledger.truncate(self.durable);
         let waiting = std::mem::take(&mut self.waiting);
         for entry in waiting {
@@ -596,6 +702,12 @@ impl Coordinator {
 
     fn lose(&mut self, reason: String, out: &mut Vec<Output>) {
         self.queue.clear();
+        self.raising = false;
+        let refusal = Refusal::new(
+            Code::Disk,
+            format!("the coordinator's disk failed: {reason}"),
+        );
+        self.refuse_pins(&refusal, out);
         for Waiting { ticket, .. } in self.waiting.drain(..) {
             let message = format!(
                 "the coordinator's disk failed: {reason}; whether the publish happened shows after a restart"
@@ -605,73 +717,6 @@ impl Coordinator {
         }
         self.lost = Some(reason);
     }
-}
-
-/// Whether a publish makes sense by itself, whatever the catalog holds.
-///
-/// # Errors
-/// [`Refusal`] that says what is wrong with it.
-pub fn check_form(publish: &Publish, max_spec_len: u64) -> Result<(), Refusal> {
-    let count = publish.changes.len();
-    if count == 0 {
-        return Err(Refusal::new(Code::Invalid, "a publish names nothing"));
-    }
-    if count > MAX_NAMES_PER_PUBLISH {
-        let message =
-            format!("a publish of {count} names, at most {MAX_NAMES_PER_PUBLISH} are allowed");
-        return Err(Refusal::new(Code::TooLarge, message));
-    }
-    if publish.note.len() > Published::MAX_NOTE_LEN {
-        let message = format!("a note has at most {} bytes", Published::MAX_NOTE_LEN);
-        return Err(Refusal::new(Code::TooLarge, message));
-    }
-    let mut names: Vec<_> = publish.changes.iter().map(|change| &change.name).collect();
-    names.sort_unstable();
-    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        let message = format!("a publish names `{}` twice", pair[0]);
-        return Err(Refusal::new(Code::Invalid, message).about(pair[0].clone()));
-    }
-    for PublishName {
-        name, hash, len, ..
-    } in &publish.changes
-    {
-        let message = match hash {
-            Some(_) if *len == 0 => "a definition is never empty".to_owned(),
-            Some(_) if *len > max_spec_len => format!(
-                "`{name}` has {len} bytes, at most {} are allowed",
-                max_spec_len
-            ),
-            None if *len != 0 => "a deletion has no length".to_owned(),
-            _ => continue,
-        };
-        return Err(Refusal::new(Code::Invalid, message).about(name.clone()));
-    }
-    Ok(())
-}
-
-/// Tells a repetition from another request under the same key. The note is for people and does
-/// not count.
-fn request_digest(publish: &Publish) -> [u8; 32] {
-    let mut w = Writer::new();
-    w.raw(b"larder publish 1\0");
-    for PublishName {
-        name,
-        hash,
-        len,
-        expect,
-    } in &publish.changes
-    {
-        w.text(name.as_str());
-        match hash {
-            Some(hash) => w.u8(1).hash(*hash).u64(*len),
-            None => w.u8(0),
-        };
-        match expect {
-            Some(rev) => w.u8(1).u64(rev.get()),
-            None => w.u8(0),
-        };
-    }
-    *blake3::hash(&w.finish()).as_bytes()
 }
 
 #[cfg(test)]

@@ -88,3 +88,78 @@ pub const RETAINED_REVISIONS: u64 = 256;
 
 /// Revisions younger than this stay readable whatever their number.
 pub const RETAINED_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// How long a worker may answer from its replica after it asked: a dead worker delays a publish by
+/// this at most, and a cut of the network shorter than this goes unnoticed by readers.
+pub const DEFAULT_LEASE: Duration = Duration::from_secs(6);
+
+/// Shortest lease that may be configured: below it, renewals would be most of the traffic.
+pub const MIN_LEASE: Duration = Duration::from_millis(200);
+
+/// Longest lease that may be configured.
+pub const MAX_LEASE: Duration = Duration::from_secs(600);
+
+/// Renewals per lease, so that one that is lost costs nothing.
+pub const RENEWALS_PER_LEASE: u32 = 3;
+
+/// How far two clocks may drift apart, per unit of time: ten times what a bad crystal does.
+pub const DRIFT_PER_MILLE: u32 = 1;
+
+/// Subtracted from a worker's lease once more, for what reading a clock takes.
+pub const LEASE_MARGIN: Duration = Duration::from_millis(20);
+
+/// Names in one [`Prepare`](super::wire::Prepare) or [`Grant`](super::wire::Grant). Beyond it
+/// every name is marked: a worker then asks for each until the release.
+pub const MAX_MARKS: usize = 1_024;
+
+/// Bytes of steps in a [`Grant`](super::wire::Grant) or a release: what fits in with a heartbeat.
+/// The rest is fetched with [`GetDelta`](super::wire::GetDelta).
+pub const MAX_INLINE_DELTA: usize = 64 << 10;
+
+/// Bytes of steps in one answer to [`GetDelta`](super::wire::GetDelta), before the one that goes
+/// beyond it.
+pub const MAX_DELTA: usize = 1 << 20;
+
+/// Records in one [`CatalogPart`](super::wire::CatalogPart): about 100 KiB.
+pub const RECORDS_PER_PART: usize = 1_024;
+
+/// Sessions at one coordinator, one per worker process. A further one gets no lease.
+pub const MAX_SESSIONS: usize = MAX_CONNECTIONS;
+
+/// Renewals of one worker that may be under way; the answers to older ones are not believed.
+pub const MAX_NONCES: usize = 8;
+
+/// A session that let this many publishes run to its expiry within [`STRIKE_WINDOW`] gets no
+/// lease for [`FIRST_BAR`].
+pub const MAX_STRIKES: usize = 3;
+/// See [`MAX_STRIKES`].
+pub const STRIKE_WINDOW: Duration = Duration::from_secs(600);
+/// How long it gets none the first time; doubled each time, up to [`MAX_BAR`].
+pub const FIRST_BAR: Duration = Duration::from_secs(60);
+/// See [`FIRST_BAR`].
+pub const MAX_BAR: Duration = Duration::from_secs(600);
+
+/// Workers that are named in the answer to a publish.
+pub const MAX_NAMED_HOLDERS: usize = 16;
+
+/// A strict read of a name that is about to change waits for the release at most this long before
+/// it asks the coordinator.
+pub const MAX_RELEASE_WAIT: Duration = Duration::from_millis(100);
+
+/// Revisions before the newest that a worker's replica can be read at.
+pub const REPLICA_REVISIONS: u64 = RETAINED_REVISIONS;
+
+/// Live pins at one coordinator. A further one is refused with
+/// [`Busy`](super::code::Code::Busy).
+pub const MAX_PINS: usize = 10_000;
+
+/// A pin lives this long unless the caller says otherwise,
+pub const DEFAULT_PIN: Duration = Duration::from_secs(24 * 3600);
+/// and at most this long.
+pub const MAX_PIN: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Bodies that are fetched at once before anyone asked for them. Further hints are passed over.
+pub const MAX_PREFETCH: usize = 64;
+
+/// Names that a worker remembers to have used; those beyond it are not fetched ahead.
+pub const MAX_USED: usize = 100_000;

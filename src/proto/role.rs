@@ -25,11 +25,29 @@ pub enum Kind {
     PutBlob,
     /// A change of the catalog.
     Publish,
+    /// What is about to change, for a lease.
+    Watch,
+    /// A lease.
+    Renew,
+    /// An acknowledgement of what is about to change.
+    PrepAck,
+    /// The end of a lease.
+    Leave,
+    /// Revisions after one.
+    GetDelta,
+    /// The whole catalog.
+    GetCatalog,
+    /// A revision to keep.
+    Pin,
+    /// A revision to let go.
+    Unpin,
+    /// What is kept.
+    GetPins,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 18] = [
         Self::Hello,
         Self::Resolve,
         Self::GetBlob,
@@ -39,6 +57,15 @@ impl Kind {
         Self::Have,
         Self::PutBlob,
         Self::Publish,
+        Self::Watch,
+        Self::Renew,
+        Self::PrepAck,
+        Self::Leave,
+        Self::GetDelta,
+        Self::GetCatalog,
+        Self::Pin,
+        Self::Unpin,
+        Self::GetPins,
     ];
 
     /// One lower-case word, for messages and metrics.
@@ -53,6 +80,15 @@ impl Kind {
             Self::Have => "have",
             Self::PutBlob => "put-blob",
             Self::Publish => "publish",
+            Self::Watch => "watch",
+            Self::Renew => "renew",
+            Self::PrepAck => "prep-ack",
+            Self::Leave => "leave",
+            Self::GetDelta => "get-delta",
+            Self::GetCatalog => "get-catalog",
+            Self::Pin => "pin",
+            Self::Unpin => "unpin",
+            Self::GetPins => "get-pins",
         }
     }
 }
@@ -70,6 +106,15 @@ impl Request {
             Self::Have(_) => Kind::Have,
             Self::PutBlob(_) => Kind::PutBlob,
             Self::Publish(_) => Kind::Publish,
+            Self::Watch(_) => Kind::Watch,
+            Self::Renew(_) => Kind::Renew,
+            Self::PrepAck(_) => Kind::PrepAck,
+            Self::Leave(_) => Kind::Leave,
+            Self::GetDelta(_) => Kind::GetDelta,
+            Self::GetCatalog(_) => Kind::GetCatalog,
+            Self::Pin(_) => Kind::Pin,
+            Self::Unpin(_) => Kind::Unpin,
+            Self::GetPins(_) => Kind::GetPins,
         }
     }
 }
@@ -77,7 +122,8 @@ impl Request {
 /// Whether a node with role `asker` may send `kind`.
 ///
 /// Reading is for every member. Writing is for publishers alone: a worker or even another
-/// coordinator that wants to publish needs a publisher's certificate.
+/// coordinator that wants to publish needs a publisher's certificate. Leases are for workers,
+/// and pins for whoever runs definitions or publishes them.
 pub const fn allowed(kind: Kind, asker: Role) -> bool {
     match kind {
         Kind::Hello
@@ -85,8 +131,13 @@ pub const fn allowed(kind: Kind, asker: Role) -> bool {
         | Kind::GetBlob
         | Kind::List
         | Kind::GetLog
-        | Kind::GetStatus => true,
+        | Kind::GetStatus
+        | Kind::GetDelta
+        | Kind::GetCatalog
+        | Kind::GetPins => true,
         Kind::Have | Kind::PutBlob | Kind::Publish => matches!(asker, Role::Publisher),
+        Kind::Watch | Kind::Renew | Kind::PrepAck | Kind::Leave => matches!(asker, Role::Worker),
+        Kind::Pin | Kind::Unpin => matches!(asker, Role::Worker | Role::Publisher),
     }
 }
 
@@ -98,10 +149,13 @@ pub fn check(kind: Kind, asker: Role) -> Result<(), Refusal> {
     if allowed(kind, asker) {
         return Ok(());
     }
-    let message = format!(
-        "a {asker} certificate may not send {}, only a publisher's may",
-        kind.as_str()
-    );
+    let who = match (allowed(kind, Role::Worker), allowed(kind, Role::Publisher)) {
+        (true, true) => "only a worker's or a publisher's may",
+        (true, false) => "only a worker's may",
+        _ => "only a publisher's may",
+    };
+    let kind = kind.as_str();
+    let message = format!("a {asker} certificate may not send {kind}, {who}");
     Err(Refusal::new(Code::NotAllowed, message))
 }
 
@@ -111,22 +165,35 @@ mod tests {
 
     #[test]
     fn the_whole_table() {
-        use Kind::{GetBlob, GetLog, GetStatus, Have, Hello, List, Publish, PutBlob, Resolve};
+        use Kind::{
+            GetBlob, GetCatalog, GetDelta, GetLog, GetPins, GetStatus, Have, Hello, Leave, List,
+            Pin, PrepAck, Publish, PutBlob, Renew, Resolve, Unpin, Watch,
+        };
         use Role::{Coordinator, Publisher, Reader, Worker};
-        let reads = [Hello, Resolve, GetBlob, List, GetLog, GetStatus];
-        let writes = [Have, PutBlob, Publish];
-        assert_eq!(reads.len() + writes.len(), Kind::ALL.len());
-        for role in [Coordinator, Worker, Publisher, Reader] {
-            for kind in reads {
-                assert!(check(kind, role).is_ok(), "{kind:?} {role}");
-            }
-            for kind in writes {
-                let result = check(kind, role).map_err(|refusal| refusal.code);
-                let expected = match role {
-                    Publisher => Ok(()),
-                    Coordinator | Worker | Reader => Err(Code::NotAllowed),
-                };
-                assert_eq!(result, expected, "{kind:?} {role}");
+        let all = [Coordinator, Worker, Publisher, Reader];
+        let table: [(&[Kind], &[Role]); 4] = [
+            (
+                &[
+                    Hello, Resolve, GetBlob, List, GetLog, GetStatus, GetDelta, GetCatalog, GetPins,
+                ],
+                &all,
+            ),
+            (&[Have, PutBlob, Publish], &[Publisher]),
+            (&[Watch, Renew, PrepAck, Leave], &[Worker]),
+            (&[Pin, Unpin], &[Worker, Publisher]),
+        ];
+        let kinds: usize = table.iter().map(|(kinds, _)| kinds.len()).sum();
+        assert_eq!(kinds, Kind::ALL.len());
+        for (kinds, allowed) in table {
+            for &kind in kinds {
+                for role in all {
+                    let result = check(kind, role).map_err(|refusal| refusal.code);
+                    let expected = match allowed.contains(&role) {
+                        true => Ok(()),
+                        false => Err(Code::NotAllowed),
+                    };
+                    assert_eq!(result, expected, "{kind:?} {role}");
+                }
             }
         }
     }

@@ -9,6 +9,7 @@
 //! an error. Headers are never hashed or signed, since bincode has several encodings of one
 //! value; heads travel as the bytes that were signed.
 
+mod lease;
 mod publish;
 mod read;
 
@@ -16,7 +17,14 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub use self::publish::{Have, Missing, Publish, PublishName, PublishedRev, PutBlob};
+pub use self::lease::{
+    CatalogDiff, CatalogHead, CatalogPart, Delta, GetCatalog, GetDelta, Grant, Hint, Leave, Marks,
+    PrepAck, Prepare, Push, Renew, SessionId, Step, Watch, WireChange,
+};
+pub use self::publish::{
+    GetPins, Have, Missing, Pin, Pinned, Pins, Publish, PublishName, PublishedRev, PutBlob, Unpin,
+    Waited,
+};
 pub use self::read::{
     Blob, GetBlob, GetLog, List, Listing, Log, LogEntry, Outcome, Resolve, ResolveName, Resolved,
     Status, WireVersion,
@@ -52,6 +60,25 @@ mod tag {
     pub(super) const LOG: u8 = 17;
     pub(super) const GET_STATUS: u8 = 18;
     pub(super) const STATUS: u8 = 19;
+    pub(super) const WATCH: u8 = 20;
+    pub(super) const WATCHING: u8 = 21;
+    pub(super) const RENEW: u8 = 22;
+    pub(super) const GRANT: u8 = 23;
+    pub(super) const PREPARE: u8 = 24;
+    pub(super) const PREP_ACK: u8 = 25;
+    pub(super) const RELEASE: u8 = 26;
+    pub(super) const LEAVE: u8 = 27;
+    pub(super) const GET_DELTA: u8 = 28;
+    pub(super) const DELTA: u8 = 29;
+    pub(super) const GET_CATALOG: u8 = 30;
+    pub(super) const CATALOG_HEAD: u8 = 31;
+    pub(super) const CATALOG_PART: u8 = 32;
+    pub(super) const PIN: u8 = 33;
+    pub(super) const PINNED: u8 = 34;
+    pub(super) const UNPIN: u8 = 35;
+    pub(super) const GET_PINS: u8 = 36;
+    pub(super) const PINS: u8 = 37;
+    pub(super) const DONE: u8 = 38;
     pub(super) const REFUSAL: u8 = 255;
 }
 
@@ -170,6 +197,24 @@ pub enum Request {
     GetLog(GetLog),
     /// Answered with [`Status`].
     GetStatus,
+    /// See [`Watch`]; the answer does not end by itself.
+    Watch(Watch),
+    /// See [`Renew`].
+    Renew(Renew),
+    /// See [`PrepAck`].
+    PrepAck(PrepAck),
+    /// See [`Leave`].
+    Leave(Leave),
+    /// See [`GetDelta`].
+    GetDelta(GetDelta),
+    /// See [`GetCatalog`].
+    GetCatalog(GetCatalog),
+    /// See [`Pin`].
+    Pin(Pin),
+    /// See [`Unpin`].
+    Unpin(Unpin),
+    /// See [`GetPins`].
+    GetPins(GetPins),
 }
 
 impl Request {
@@ -188,6 +233,15 @@ impl Request {
             Self::List(payload) => frame(tag::LIST, payload),
             Self::GetLog(payload) => frame(tag::GET_LOG, payload),
             Self::GetStatus => frame(tag::GET_STATUS, &()),
+            Self::Watch(payload) => frame(tag::WATCH, payload),
+            Self::Renew(payload) => frame(tag::RENEW, payload),
+            Self::PrepAck(payload) => frame(tag::PREP_ACK, payload),
+            Self::Leave(payload) => frame(tag::LEAVE, payload),
+            Self::GetDelta(payload) => frame(tag::GET_DELTA, payload),
+            Self::GetCatalog(payload) => frame(tag::GET_CATALOG, payload),
+            Self::Pin(payload) => frame(tag::PIN, payload),
+            Self::Unpin(payload) => frame(tag::UNPIN, payload),
+            Self::GetPins(payload) => frame(tag::GET_PINS, payload),
         }
     }
 
@@ -207,6 +261,15 @@ impl Request {
             tag::LIST => decode(header).map(Self::List),
             tag::GET_LOG => decode(header).map(Self::GetLog),
             tag::GET_STATUS => decode(header).map(|()| Self::GetStatus),
+            tag::WATCH => decode(header).map(Self::Watch),
+            tag::RENEW => decode(header).map(Self::Renew),
+            tag::PREP_ACK => decode(header).map(Self::PrepAck),
+            tag::LEAVE => decode(header).map(Self::Leave),
+            tag::GET_DELTA => decode(header).map(Self::GetDelta),
+            tag::GET_CATALOG => decode(header).map(Self::GetCatalog),
+            tag::PIN => decode(header).map(Self::Pin),
+            tag::UNPIN => decode(header).map(Self::Unpin),
+            tag::GET_PINS => decode(header).map(Self::GetPins),
             other => Err(FrameError::Tag(other)),
         }
     }
@@ -243,6 +306,26 @@ messages! {
         Log(Log) = LOG,
         /// See [`Status`].
         Status(Status) = STATUS,
+        /// A [`Watch`] is registered; [`Prepare`]s and releases follow.
+        Watching(()) = WATCHING,
+        /// See [`Grant`].
+        Grant(Grant) = GRANT,
+        /// See [`Prepare`].
+        Prepare(Prepare) = PREPARE,
+        /// What has just become visible.
+        Release(Delta) = RELEASE,
+        /// Answers [`GetDelta`].
+        Delta(Delta) = DELTA,
+        /// See [`CatalogHead`].
+        CatalogHead(CatalogHead) = CATALOG_HEAD,
+        /// See [`CatalogPart`].
+        CatalogPart(CatalogPart) = CATALOG_PART,
+        /// See [`Pinned`].
+        Pinned(Pinned) = PINNED,
+        /// See [`Pins`].
+        Pins(Pins) = PINS,
+        /// What was asked is done.
+        Done(()) = DONE,
     }
 }
 

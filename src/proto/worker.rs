@@ -9,33 +9,46 @@
 //! - Bytes are gathered by one *fetch* per hash, shared by all who want it; further
 //!   sources are asked when the first is slow, and the first *verified* answer wins.
 //!
+//! - With a lease, truth is in the [`Sight`]: a strict read of a name that is not about to change
+//!   is answered from the replica and sends nothing.
+//!
 //! The machine decides; the driver carries out [`Output`]s and hands in [`Input`]s. It may load
 //! from disk at once, within the same call.
 
 mod fetch;
 mod held;
+mod lease;
 mod names;
+mod sight;
 mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use self::fetch::Fetch;
 pub use self::held::{Held, HeldRecord};
+use self::lease::{RenewCall, Session};
 use self::names::{Flight, FlightKey};
+pub use self::sight::{Look, MarkSet, Sight, SightCell, look};
 use self::sources::Sources;
 pub use self::sources::{Source, SourceInfo};
 use crate::answer::{
-    Answer, Freshness, GetError, Hop, HopFailure, Mode, Proof, Query, Snapshot, Target,
+    Answer, Freshness, GetError, Hop, HopFailure, Mode, Proof, Query, RunToken, Snapshot, Target,
 };
-use crate::catalog::{CatalogId, Epoch, Revision, Version};
+use crate::catalog::{CatalogId, Epoch, HeadVerifier, Revision, Version};
 use crate::proto::Time;
 use crate::proto::code::Refusal;
-use crate::proto::limit::MAX_READS;
-use crate::proto::wire::{Resolve, Resolved};
-use crate::spec::{Spec, SpecHash};
+use crate::proto::limit::{MAX_READS, MAX_USED};
+use crate::proto::mutant::mutant;
+use crate::proto::replica::Replica;
+use crate::proto::wire::{
+    CatalogDiff, Delta, GetCatalog, GetDelta, Grant, PrepAck, Prepare, Renew, Resolve, Resolved,
+    SessionId,
+};
+use crate::spec::{Spec, SpecHash, SpecName};
 
 /// Names one read of the driver, which gets its answer under it.
 pub type Ticket = u64;
@@ -53,6 +66,42 @@ pub struct Config {
     pub peers: Vec<String>,
     /// Random; shuffles the coordinator's addresses once.
     pub seed: u64,
+    /// Random, and another one in each process.
+    pub sid: SessionId,
+    /// Whether a replica and a lease are wanted: for what reads more than once.
+    pub lease: bool,
+    /// Which bodies are fetched before anyone asks for them.
+    pub prefetch: Prefetch,
+}
+
+/// Which bodies a worker fetches before anyone asks for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Prefetch {
+    /// None.
+    None,
+    /// Those of names that this worker has read before.
+    #[default]
+    Used,
+    /// All.
+    All,
+}
+
+/// What an earlier process of this worker left behind.
+#[derive(Debug, Clone, Default)]
+pub struct Restored {
+    /// The newest state of the coordinator that it had seen.
+    pub mark: Option<Mark>,
+    /// Its copy of the catalog.
+    pub replica: Option<Replica>,
+    /// Up to when that reflects everything, on a clock that still runs.
+    pub anchor: Option<Time>,
+    /// What names were.
+    pub held: Held,
+    /// Names that it had read.
+    pub used: BTreeSet<SpecName>,
+    /// Until when it might answer: kept by a faulty worker only.
+    #[cfg(feature = "mutants")]
+    pub lease_until: Option<Time>,
 }
 
 /// The newest state of the coordinator that this worker has seen; kept on disk.
@@ -95,6 +144,10 @@ pub enum Input {
     },
     /// [`Worker::next_wake`] has come.
     Wake,
+    /// The machine has slept, or its clock has jumped.
+    Resumed,
+    /// The node is about to stop: the lease goes back.
+    Leave,
 }
 
 /// What the disk had.
@@ -124,6 +177,18 @@ pub enum Event {
     },
     /// A whole body, unverified: of the outcome before, or of a fetch.
     Body(Bytes),
+    /// The coordinator will tell what is about to change.
+    Watching,
+    /// Something is about to change.
+    Prepare(Prepare),
+    /// Something has changed.
+    Release(Delta),
+    /// The answer to a renewal.
+    Granted(Grant),
+    /// The revisions that were asked for.
+    Delta(Delta),
+    /// The catalog that was asked for.
+    Catalog(CatalogDiff),
     /// The other side said no.
     Refused(Refusal),
     /// The call failed; nothing more comes.
@@ -176,6 +241,64 @@ pub enum Output {
         /// Its length, where a record says so; else the general limit holds.
         len: Option<u64>,
     },
+    /// Show this to every reader, before any later output is carried out.
+    Show(Arc<Sight>),
+    /// Keep the replica.
+    Keep(Keep),
+    /// Remember until when the replica reflects everything, with the next flush of the store.
+    Anchor(Time),
+    /// Remember that this name was read.
+    Use(SpecName),
+    /// Open a stream over which the coordinator tells what is about to change.
+    Watch {
+        /// Under which events come, until the stream ends.
+        call: CallId,
+        /// Index into [`Config::coordinators`].
+        coordinator: usize,
+        /// The session.
+        sid: SessionId,
+    },
+    /// Ask for a lease.
+    Renew {
+        /// Under which events come.
+        call: CallId,
+        /// Index into [`Config::coordinators`].
+        coordinator: usize,
+        /// The request.
+        request: Renew,
+    },
+    /// Say that readers see a mark. Whether it arrives is found out by the next renewal.
+    PrepAck {
+        /// Index into [`Config::coordinators`].
+        coordinator: usize,
+        /// What to say.
+        ack: PrepAck,
+    },
+    /// Give the lease back.
+    Leave {
+        /// Index into [`Config::coordinators`].
+        coordinator: usize,
+        /// The session.
+        sid: SessionId,
+    },
+    /// Ask for revisions.
+    GetDelta {
+        /// Under which events come.
+        call: CallId,
+        /// Index into [`Config::coordinators`].
+        coordinator: usize,
+        /// The request.
+        request: GetDelta,
+    },
+    /// Ask for the catalog.
+    GetCatalog {
+        /// Under which events come.
+        call: CallId,
+        /// Index into [`Config::coordinators`].
+        coordinator: usize,
+        /// The request.
+        request: GetCatalog,
+    },
     /// Stop a call; no event is wanted any more.
     Cancel(CallId),
     /// Answer a read.
@@ -194,10 +317,38 @@ pub enum Output {
     },
 }
 
+/// How the replica on disk becomes the one in memory.
+#[derive(Debug, Clone)]
+pub enum Keep {
+    /// It is this one.
+    Whole(Arc<Replica>),
+    /// The revisions after `after` are added.
+    Steps {
+        /// With the new revisions.
+        replica: Arc<Replica>,
+        /// What the disk has.
+        after: Revision,
+    },
+}
+
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Worker {
     sources: Sources,
+    session: Session,
+    sight: Sight,
+    /// The sight has changed since readers were last shown one.
+    dirty: bool,
+    /// Readers were shown one in this turn.
+    shown: bool,
+    /// When the next renewal is planned.
+    renewal: Option<Time>,
+    /// When the replica is brought forward.
+    update_at: Option<Time>,
+    /// Strict reads that wait for a release.
+    parked: BTreeMap<Ticket, (SpecName, Waiter)>,
+    /// Names that were read.
+    used: BTreeSet<SpecName>,
     held: Held,
     mark: Option<Mark>,
     /// Set when the coordinator went back; only a higher epoch ends it.
@@ -226,6 +377,7 @@ struct Read {
 /// What a read waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
+    Parked,
     Flight(FlightKey),
     Fetch(SpecHash),
 }
@@ -235,6 +387,8 @@ enum Place {
 struct Waiter {
     ticket: Ticket,
     started: Time,
+    /// An answer from before this one is none.
+    at_least: Option<RunToken>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -247,6 +401,9 @@ enum LoadFor {
 #[derive(Debug)]
 enum Call {
     Resolve(names::ResolveCall),
+    Watch,
+    Renew(RenewCall),
+    Update,
     Fetch {
         hash: SpecHash,
         source: Source,
@@ -259,13 +416,44 @@ enum Timer {
     Deadline(Ticket),
     Answer(CallId),
     Hedge(SpecHash),
+    Renew,
+    RenewLate(CallId),
+    Update,
+    UpdateLate(CallId),
+    Park(Ticket),
 }
 
 impl Worker {
-    /// A machine with what the store remembered.
-    pub fn new(config: &Config, mark: Option<Mark>, held: Held) -> Self {
+    /// A machine with what the store remembered. Its first outputs, after [`Input::Wake`], show
+    /// readers what is held and open the session.
+    pub fn new(config: &Config, verifier: Arc<dyn HeadVerifier>, restored: Restored) -> Self {
+        let Restored {
+            mark,
+            replica,
+            anchor,
+            held,
+            used,
+            ..
+        } = restored;
+        let sight = Sight {
+            replica: replica.map(Arc::new),
+            floor: mark,
+            anchor,
+            #[cfg(feature = "mutants")]
+            lease_until: restored.lease_until.filter(|_| mutant!(X23)),
+            ..Sight::default()
+        };
+        let renewal = config.lease.then(Time::default);
         Self {
             sources: Sources::new(config),
+            session: Session::new(config.sid, config.lease, config.prefetch, verifier),
+            sight,
+            dirty: true,
+            shown: false,
+            renewal,
+            update_at: None,
+            parked: BTreeMap::new(),
+            used,
             held,
             mark,
             rollback: None,
@@ -276,7 +464,7 @@ impl Worker {
             next_call: 0,
             loading: BTreeMap::new(),
             ready: Vec::new(),
-            timers: BTreeSet::new(),
+            timers: renewal.map(|at| (at, Timer::Renew)).into_iter().collect(),
             out: Vec::new(),
         }
     }
@@ -293,6 +481,12 @@ impl Worker {
             Input::Loaded { hash, local } => self.loaded(hash, local, now),
             Input::Event { call, event } => self.event(call, event, now),
             Input::Wake => self.wake(now),
+            Input::Resumed => self.resumed(now),
+            Input::Leave => self.leave(),
+        }
+        self.show();
+        if std::mem::take(&mut self.shown) {
+            self.look_again(now);
         }
         self.send_ready(now);
         std::mem::take(&mut self.out)
@@ -306,6 +500,11 @@ impl Worker {
     /// The newest state of the coordinator that was seen.
     pub fn mark(&self) -> Option<Mark> {
         self.mark
+    }
+
+    /// What readers were last shown, or are about to be.
+    pub fn sight(&self) -> &Sight {
+        &self.sight
     }
 
     /// The high-water mark and the lower revision that broke it, while reads by name fail.
@@ -332,11 +531,18 @@ impl Worker {
         let waiter = Waiter {
             ticket,
             started: now,
+            at_least: match query.freshness {
+                Freshness::AtLeast(token) => Some(token),
+                _ => None,
+            },
         };
         let place = match &query.target {
             Target::Hash(hash) => Place::Fetch(*hash),
             Target::Name(name) => Place::Flight(FlightKey::new(name, query.freshness)),
         };
+        if let Target::Name(name) = &query.target {
+            self.note_use(name);
+        }
         let read = Read {
             target: query.target.clone(),
             deadline,
@@ -348,8 +554,81 @@ impl Worker {
                 let basis = Basis::pinned(now);
                 self.want_bytes(hash, None, basis, vec![waiter], Vec::new());
             }
+            (Target::Name(name), Freshness::At(_)) if mutant!(X06) => self.ask(name, waiter),
             (Target::Name(name), Freshness::At(at)) => self.get_at(name, at, waiter, now),
-            (Target::Name(name), Freshness::Strict) => self.get_strict(name, waiter),
+            (Target::Name(name), Freshness::Strict) => self.get_strict(name, waiter, now),
+            (Target::Name(name), Freshness::Verified) => self.ask(name, waiter),
+            (Target::Name(name), Freshness::AtLeast(token)) => {
+                let look = self.sight.at_least(&name, token);
+                self.serve_or_ask(name, look, Mode::AtLeast, waiter, now);
+            }
+            (Target::Name(name), Freshness::Bounded(staleness)) => {
+                let look = self.sight.bounded(&name, staleness, now);
+                self.serve_or_ask(name, look, Mode::Bounded, waiter, now);
+            }
+        }
+    }
+
+    fn note_use(&mut self, name: &SpecName) {
+        if self.used.len() < MAX_USED && !self.used.contains(name) {
+            self.used.insert(name.clone());
+            self.out.push(Output::Use(name.clone()));
+        }
+    }
+
+    fn get_strict(&mut self, name: SpecName, waiter: Waiter, now: Time) {
+        match self.sight.strict(&name, now) {
+            Look::Soon => self.park(name, waiter, now),
+            look => self.serve_or_ask(name, look, Mode::Lease, waiter, now),
+        }
+    }
+
+    fn serve_or_ask(&mut self, name: SpecName, look: Look, mode: Mode, waiter: Waiter, now: Time) {
+        let Look::Serve(version, snapshot) = look else {
+            return self.ask(name, waiter);
+        };
+        let basis = Basis {
+            mode,
+            snapshot: Some(snapshot),
+            record_rev: names::known_rev(version),
+            asked: self.sight.anchor.unwrap_or(now),
+        };
+        self.settle(version, basis, vec![waiter], Vec::new(), Hop::Disk, now);
+    }
+
+    /// A change of this name is about to show: for a moment that is quicker than to ask.
+    fn park(&mut self, name: SpecName, waiter: Waiter, now: Time) {
+        let ticket = waiter.ticket;
+        let at = now + self.release_wait();
+        self.timers.insert((at, Timer::Park(ticket)));
+        if let Some(read) = self.reads.get_mut(&ticket) {
+            read.place = Place::Parked;
+        }
+        self.parked.insert(ticket, (name, waiter));
+    }
+
+    /// Those who waited for a release look again.
+    fn look_again(&mut self, now: Time) {
+        for (ticket, (name, waiter)) in std::mem::take(&mut self.parked) {
+            match self.sight.strict(&name, now) {
+                Look::Soon => {
+                    self.parked.insert(ticket, (name, waiter));
+                }
+                look => self.unpark(name, look, waiter, now),
+            }
+        }
+    }
+
+    fn unpark(&mut self, name: SpecName, look: Look, waiter: Waiter, now: Time) {
+        if let Some(read) = self.reads.get_mut(&waiter.ticket) {
+            read.place = Place::Flight(FlightKey::new(&name, Freshness::Strict));
+        }
+        self.serve_or_ask(name, look, Mode::Lease, waiter, now);
+    }
+
+    fn parked_long(&mut self, ticket: Ticket, now: Time) {
+        if let Some((name, waiter)) = self.parked.remove(&ticket) {
+            self.unpark(name, Look::Ask, waiter, now);
         }
     }
 
@@ -360,6 +639,9 @@ impl Worker {
         self.timers
             .remove(&(read.deadline, Timer::Deadline(ticket)));
         match read.place {
+            Place::Parked => {
+                self.parked.remove(&ticket);
+            }
             Place::Flight(key) => {
                 if let Some(flight) = self.flights.get_mut(&key) {
                     flight.forget(ticket);
@@ -386,6 +668,9 @@ impl Worker {
         match self.calls.get(&call) {
             Some(Call::Resolve(_)) => self.resolve_event(call, event, now),
             Some(Call::Fetch { .. }) => self.fetch_event(call, event, now),
+            Some(Call::Watch) => self.watch_event(call, event, now),
+            Some(Call::Renew(_)) => self.renew_event(call, event, now),
+            Some(Call::Update) => self.update_event(call, event, now),
             // A call that was cancelled meanwhile.
             None => {}
         }
@@ -402,6 +687,11 @@ impl Worker {
                 Timer::Deadline(ticket) => self.expire(ticket),
                 Timer::Answer(call) => self.answer_late(call, now),
                 Timer::Hedge(hash) => self.hedge(hash, now),
+                Timer::Renew => self.renew_due(now),
+                Timer::RenewLate(call) => self.renew_late(call, now),
+                Timer::Update => self.update_due(now),
+                Timer::UpdateLate(call) => self.update_late(call, now),
+                Timer::Park(ticket) => self.parked_long(ticket, now),
             }
         }
     }
@@ -411,6 +701,7 @@ impl Worker {
             return;
         };
         let hops = match &read.place {
+            Place::Parked => Vec::new(),
             Place::Flight(key) => self.flight_hops(key),
             Place::Fetch(hash) => self.fetch_hops(hash),
         };
@@ -453,7 +744,10 @@ impl Worker {
         failed: &[HopFailure],
         now: Time,
     ) {
-        for Waiter { ticket, started } in waiters {
+        for Waiter {
+            ticket, started, ..
+        } in waiters
+        {
             let answer = Answer {
                 spec: spec.cloned(),
                 proof: proof.clone(),
@@ -493,7 +787,7 @@ impl Basis {
 
     fn proof(&self, source: Hop, now: Time) -> Proof {
         let age = match self.mode {
-            Mode::Asked => now.since(self.asked),
+            Mode::Asked | Mode::Lease | Mode::AtLeast | Mode::Bounded => now.since(self.asked),
             Mode::At | Mode::Pinned => Duration::ZERO,
         };
         Proof {

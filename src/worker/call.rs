@@ -5,9 +5,13 @@ use bytes::Bytes;
 
 use super::head::{PinnedKeys, check_answer, proven};
 use crate::answer::GetError;
+use crate::catalog::MAX_NAMES;
 use crate::net::{Endpoint, Exchange, Link, LinkError, Patience, Wanted};
 use crate::proto::limit::MAX_NAMES_PER_RESOLVE;
-use crate::proto::wire::{GetBlob, Outcome, Request, Resolve, Response};
+use crate::proto::wire::{
+    CatalogDiff, GetBlob, GetCatalog, GetDelta, Outcome, Renew, Request, Resolve, Response,
+    SessionId, Watch,
+};
 use crate::proto::worker::Event;
 use crate::spec::{MAX_SPEC_LEN, SpecHash};
 
@@ -111,6 +115,88 @@ async fn checked_next(exchange: &mut Exchange) -> Result<Response, Trouble> {
     }
     Ok(response)
 }
+
+impl CoordinatorLink {
+    /// Hears what is about to change, until the stream ends.
+    pub(super) async fn watch(&self, sid: SessionId, sink: impl Fn(Event)) {
+        let result = self.hear(sid, &sink).await;
+        sink(result.map_or_else(failed, |()| Event::End));
+    }
+
+    async fn hear(&self, sid: SessionId, sink: &impl Fn(Event)) -> Result<(), Trouble> {
+        let mut exchange = self.session_call(Request::Watch(Watch { sid })).await?;
+        match self.next(&mut exchange).await? {
+            Response::Watching(()) => sink(Event::Watching),
+            _ => return Err(Trouble::Order),
+        }
+        loop {
+            match exchange.next_whenever().await? {
+                Response::Prepare(prepare) => sink(Event::Prepare(prepare)),
+                Response::Release(delta) => sink(Event::Release(delta)),
+                _ => return Err(Trouble::Order),
+            }
+        }
+    }
+
+    async fn session_call(&self, request: Request) -> Result<Exchange, Trouble> {
+        let patience = Patience::coordinator();
+        let exchange = self.link.call(&request, Bytes::new(), patience).await?;
+        Ok(exchange)
+    }
+
+    async fn one(&self, request: Request) -> Result<Response, Trouble> {
+        let mut exchange = self.session_call(request).await?;
+        self.next(&mut exchange).await
+    }
+
+    pub(super) async fn renew(&self, renew: Renew) -> Event {
+        match self.one(Request::Renew(renew)).await {
+            Ok(Response::Grant(grant)) => Event::Granted(grant),
+            Ok(_) => failed(Trouble::Order),
+            Err(trouble) => failed(trouble),
+        }
+    }
+
+    pub(super) async fn delta(&self, get: GetDelta) -> Event {
+        match self.one(Request::GetDelta(get)).await {
+            Ok(Response::Delta(delta)) => Event::Delta(delta),
+            Ok(_) => failed(Trouble::Order),
+            Err(trouble) => failed(trouble),
+        }
+    }
+
+    pub(super) async fn catalog(&self, get: GetCatalog) -> Event {
+        self.whole(get).await.map_or_else(failed, Event::Catalog)
+    }
+
+    async fn whole(&self, get: GetCatalog) -> Result<CatalogDiff, Trouble> {
+        let mut exchange = self.session_call(Request::GetCatalog(get)).await?;
+        let Response::CatalogHead(head) = self.next(&mut exchange).await? else {
+            return Err(Trouble::Order);
+        };
+        if head.records > MAX_NAMES as u64 || head.parts > MAX_PARTS {
+            return Err(Trouble::Order);
+        }
+        let mut parts = Vec::new();
+        for _ in 0..head.parts {
+            let Response::CatalogPart(part) = exchange.next().await? else {
+                return Err(Trouble::Order);
+            };
+            parts.push(part);
+        }
+        CatalogDiff::join(head, parts).map_err(|_| Trouble::Order)
+    }
+
+    /// Says something; whether it arrives shows elsewhere.
+    pub(super) async fn tell(&self, request: Request) {
+        if let Err(Trouble::Link(error)) = self.one(request).await {
+            tracing::debug!(addr = self.link.addr(), %error, "not said");
+        }
+    }
+}
+
+/// Frames of a whole catalog: as many as a million names need, and some.
+const MAX_PARTS: u32 = 4_096;
 
 /// Asks one link for bytes.
 pub(super) async fn fetch(link: &Link, hash: SpecHash, len: Option<u64>, peer: bool) -> Event {

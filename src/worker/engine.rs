@@ -3,22 +3,36 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::call::{CoordinatorLink, fetch};
+use super::leased;
 use super::saver::{self, Saver};
 use crate::answer::{Answer, GetError, Hop, HopFailure, Mode, Proof, Query, Target};
+use crate::catalog::HeadVerifier;
 use crate::clock;
 use crate::daemon::RunError;
 use crate::net::{Endpoint, Link, Wanted};
 use crate::proto::Time;
 use crate::proto::limit::DEFAULT_DEADLINE;
-use crate::proto::worker::{CallId, Config, Input, Local, Output, Source, Ticket, Worker};
+use crate::proto::wire::{Leave, Request};
+use crate::proto::worker::{
+    CallId, Config, Input, Local, Output, Restored, Sight, SightCell, Source, Ticket, Worker,
+};
 use crate::spec::{Spec, SpecHash};
 use crate::store::blobs::Loaded;
 use crate::store::cache::WorkerStore;
+use crate::trust::Identity;
+
+/// How long a worker that stops waits for the coordinator to hear of it. Who cannot be told finds
+/// out when the lease has run out.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The machine has slept when the boot clock ran ahead of the monotonic one by this much.
+const SLEEP_NOTICED: Duration = Duration::from_millis(20);
 
 /// A body up to this length is read and hashed where it is asked for: it takes about as long as
 /// a hand-over to another thread. Longer ones go to a thread that may block.
@@ -29,6 +43,8 @@ const INLINE_LEN: u64 = 128 << 10;
 #[derive(Debug)]
 pub(super) struct Engine {
     machine: Mutex<Worker>,
+    /// What readers may answer from.
+    sight: Shown,
     store: Arc<WorkerStore>,
     saver: Saver,
     endpoint: Endpoint,
@@ -41,6 +57,8 @@ pub(super) struct Engine {
     /// When the timer task wakes next, microseconds; `u64::MAX` without a timer.
     armed: AtomicU64,
     rearm: Notify,
+    /// Words of leaving that are on their way.
+    leaving: Mutex<Vec<JoinHandle<()>>>,
     draining: AtomicBool,
 }
 
@@ -52,12 +70,17 @@ impl Engine {
         handle: &Handle,
     ) -> Result<Arc<Self>, RunError> {
         let disk = |error: &dyn std::error::Error| RunError::Disk(with_causes(error));
-        let mark = saver::mark(&store);
-        let held = saver::held(&store).map_err(|error| disk(&error))?;
+        let restored = Restored {
+            mark: saver::mark(&store),
+            held: saver::held(&store).map_err(|error| disk(&error))?,
+            ..Restored::default()
+        };
+        let verifier = Arc::new(Pinned(endpoint.identity().clone()));
         let coordinators = config.coordinators.iter();
         let peers = config.peers.iter();
         let engine = Arc::new(Self {
-            machine: Mutex::new(Worker::new(config, mark, held)),
+            machine: Mutex::new(Worker::new(config, verifier, restored)),
+            sight: Shown::default(),
             saver: Saver::start(Arc::clone(&store)).map_err(RunError::Thread)?,
             coordinators: coordinators
                 .map(|addr| CoordinatorLink::new(&endpoint, addr))
@@ -73,6 +96,7 @@ impl Engine {
             next_ticket: AtomicU64::new(0),
             armed: AtomicU64::new(u64::MAX),
             rearm: Notify::new(),
+            leaving: Mutex::default(),
             draining: AtomicBool::new(false),
         });
         handle.spawn(timers(Arc::downgrade(&engine)));
@@ -86,6 +110,14 @@ impl Engine {
     ) -> Vec<Result<Answer, GetError>> {
         if self.draining.load(Ordering::Acquire) {
             return queries.iter().map(|_| Err(GetError::Draining)).collect();
+        }
+        if let [query] = &queries[..]
+            && let Some(answer) =
+                leased::answer(&self.sight, |hash| self.load_in_place(hash), query)
+        {
+            let result = Ok(answer);
+            note(&query.target, &result);
+            return vec![result];
         }
         let mut known = None;
         if let [query] = &queries[..]
@@ -143,14 +175,30 @@ impl Engine {
         while let Some(input) = inputs.pop_front() {
             let outputs = {
                 let mut machine = lock(&self.machine);
-                let outputs = machine.handle(input, clock::now());
+                let mut outputs = machine.handle(input, clock::now());
                 self.arm(machine.next_wake());
+                // What must not be overtaken by a later input's: readers would see an older
+                // sight after a newer one, and the disk an older replica.
+                outputs.retain(|output| !self.carry_out_in_order(output));
                 outputs
             };
             for output in outputs {
                 self.carry_out(output, &mut inputs, &mut known);
             }
         }
+    }
+
+    /// Carries out what is done at once; false leaves it for later.
+    fn carry_out_in_order(&self, output: &Output) -> bool {
+        match output {
+            Output::Show(sight) => self.sight.store(Arc::clone(sight)),
+            Output::Keep(_) | Output::Anchor(_) | Output::Use(_) => {}
+            Output::Hold(record) => self.saver.hold(record.clone()),
+            Output::ForgetHeld => self.saver.forget_held(),
+            Output::Remember(mark) => self.saver.remember(*mark),
+            _ => return false,
+        }
+        true
     }
 
     fn carry_out(
@@ -174,9 +222,52 @@ impl Engine {
                 }
             }
             Output::Save(spec) => self.saver.save(spec),
-            Output::Hold(record) => self.saver.hold(record),
-            Output::ForgetHeld => self.saver.forget_held(),
-            Output::Remember(mark) => self.saver.remember(mark),
+            Output::Show(_)
+            | Output::Keep(_)
+            | Output::Anchor(_)
+            | Output::Use(_)
+            | Output::Hold(_)
+            | Output::ForgetHeld
+            | Output::Remember(_) => {}
+            Output::Watch {
+                call,
+                coordinator,
+                sid,
+            } => self.spawn(call, move |engine| async move {
+                let sink = |event| engine.drive(Input::Event { call, event });
+                engine.coordinators[coordinator].watch(sid, sink).await;
+            }),
+            Output::Renew {
+                call,
+                coordinator,
+                request,
+            } => self.spawn(call, move |engine| async move {
+                let event = engine.coordinators[coordinator].renew(request).await;
+                engine.drive(Input::Event { call, event });
+            }),
+            Output::PrepAck { coordinator, ack } => {
+                self.tell(coordinator, Request::PrepAck(ack));
+            }
+            Output::Leave { coordinator, sid } => {
+                let task = self.tell(coordinator, Request::Leave(Leave { sid }));
+                lock(&self.leaving).push(task);
+            }
+            Output::GetDelta {
+                call,
+                coordinator,
+                request,
+            } => self.spawn(call, move |engine| async move {
+                let event = engine.coordinators[coordinator].delta(request).await;
+                engine.drive(Input::Event { call, event });
+            }),
+            Output::GetCatalog {
+                call,
+                coordinator,
+                request,
+            } => self.spawn(call, move |engine| async move {
+                let event = engine.coordinators[coordinator].catalog(request).await;
+                engine.drive(Input::Event { call, event });
+            }),
             Output::Done { ticket, result } => {
                 if let Some(reader) = lock(&self.answers).remove(&ticket) {
                     let _ = reader.send(result);
@@ -264,6 +355,23 @@ impl Engine {
         calls.insert(call, handle.abort_handle());
     }
 
+    /// Gives the lease back, and waits for that to be said.
+    pub(super) async fn leave(self: &Arc<Self>) {
+        self.drive(Input::Leave);
+        let told = std::mem::take(&mut *lock(&self.leaving));
+        for task in told {
+            let _ = tokio::time::timeout(LEAVE_PATIENCE, task).await;
+        }
+    }
+
+    /// Says something that needs no answer.
+    fn tell(self: &Arc<Self>, coordinator: usize, request: Request) -> JoinHandle<()> {
+        let engine = Arc::clone(self);
+        self.handle.spawn(async move {
+            engine.coordinators[coordinator].tell(request).await;
+        })
+    }
+
     /// Wakes the timer task if it would sleep too long. Called with the machine locked, so that
     /// the task does not overlook it.
     fn arm(&self, wake: Option<Time>) {
@@ -320,6 +428,33 @@ impl Engine {
     }
 }
 
+/// Where readers find the newest sight.
+#[derive(Debug, Default)]
+struct Shown(ArcSwap<Sight>);
+
+impl SightCell for Shown {
+    fn load(&self) -> Arc<Sight> {
+        self.0.load_full()
+    }
+
+    fn store(&self, sight: Arc<Sight>) {
+        self.0.store(sight);
+    }
+}
+
+/// The head keys that are pinned now, also after a reload.
+struct Pinned(Identity);
+
+impl HeadVerifier for Pinned {
+    fn verify(&self, message: &[u8], signature: &[u8; 64]) -> bool {
+        self.0
+            .current()
+            .trust()
+            .head_keys()
+            .verify(message, signature)
+    }
+}
+
 /// A read that someone waits for; when they leave, the machine forgets it.
 struct Reader<'a> {
     engine: &'a Arc<Engine>,
@@ -337,10 +472,17 @@ impl Drop for Reader<'_> {
 
 /// Wakes the machine when its next timer is due, until the engine is gone.
 async fn timers(engine: std::sync::Weak<Engine>) {
+    let mut slept = clock::slept();
     loop {
         let Some(engine) = engine.upgrade() else {
             return;
         };
+        let slept_now = clock::slept();
+        if slept_now > slept + SLEEP_NOTICED {
+            tracing::info!("the machine has slept: the lease is dropped and asked for anew");
+            engine.drive(Input::Resumed);
+        }
+        slept = slept_now;
         let wake = {
             let machine = engine.machine();
             let wake = machine.next_wake();

@@ -110,6 +110,7 @@ impl Service for Puppet {
                 epoch,
                 rev,
                 changed: 1,
+                waited: crate::proto::wire::Waited::default(),
             }),
             other => panic!("{other:?}"),
         };

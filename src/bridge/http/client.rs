@@ -107,13 +107,20 @@ impl HttpClient {
             Target::Name(name) => format!("/v1/specs/{name}"),
             Target::Hash(hash) => format!("/v1/blobs/{hash}"),
         };
-        let at = match (&query.target, query.freshness) {
-            (Target::Name(_), Freshness::At(rev)) => Some(rev.to_string()),
-            (Target::Name(_), Freshness::Strict) | (Target::Hash(_), _) => None,
+        let freshness = match (&query.target, query.freshness) {
+            (Target::Name(_), Freshness::At(rev)) => ("at", Some(rev.to_string())),
+            (Target::Name(_), Freshness::AtLeast(token)) => ("at_least", Some(token.to_string())),
+            (Target::Name(_), Freshness::Bounded(staleness)) => {
+                let millis = staleness.as_millis();
+                ("max_staleness", Some(format!("{millis}ms")))
+            }
+            (Target::Name(_), Freshness::Verified) => ("verified", Some("true".into())),
+            (Target::Name(_), Freshness::Strict) => ("verified", None),
+            (Target::Hash(_), _) => ("at", None),
         };
         let deadline = query.deadline.clamp(Duration::from_millis(1), MAX_DEADLINE);
         let pairs = [
-            ("at", at),
+            freshness,
             ("deadline_ms", Some(deadline.as_millis().to_string())),
         ];
         let ask = Ask::get(with_query(&path, &pairs))
@@ -396,9 +403,7 @@ fn answer_of(headers: &HeaderMap, spec: Option<Spec>) -> Result<Answer, Failure>
 }
 
 fn mode_of(text: &str) -> Option<Mode> {
-    [Mode::Asked, Mode::At, Mode::Pinned]
-        .into_iter()
-        .find(|mode| mode.to_string() == text)
+    Mode::ALL.into_iter().find(|mode| mode.to_string() == text)
 }
 
 fn hop_of(text: &str) -> Option<Hop> {

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::answer::Failure;
 use crate::catalog::{CatalogId, Epoch, IdempotencyKey, Revision};
-use crate::proto::wire::{Listing, Log, LogEntry, Publish, PublishName, PublishedRev, WireVersion};
+use crate::proto::wire::{
+    Listing, Log, LogEntry, Publish, PublishName, PublishedRev, Waited, WireVersion,
+};
 use crate::spec::hash::{hex, parse_hex};
 use crate::spec::{SpecHash, SpecName};
 
@@ -136,6 +138,8 @@ pub(super) struct PublishedJson {
     epoch: Epoch,
     rev: Revision,
     changed: u32,
+    #[serde(default)]
+    waited: Waited,
 }
 
 impl From<PublishedRev> for PublishedJson {
@@ -145,6 +149,7 @@ impl From<PublishedRev> for PublishedJson {
             epoch: published.epoch,
             rev: published.rev,
             changed: published.changed,
+            waited: published.waited,
         }
     }
 }
@@ -156,6 +161,7 @@ impl From<PublishedJson> for PublishedRev {
             epoch: json.epoch,
             rev: json.rev,
             changed: json.changed,
+            waited: json.waited,
         }
     }
 }

@@ -132,7 +132,7 @@ fn absent(target: &Target) -> Failure {
 /// What may be kept is still asked for again, since a name's meaning changes at any moment.
 fn cache_control(mode: Mode) -> &'static str {
     match mode {
-        Mode::Asked | Mode::At => "no-cache",
+        Mode::Lease | Mode::Asked | Mode::At | Mode::AtLeast | Mode::Bounded => "no-cache",
         Mode::Pinned => "max-age=31536000, immutable",
     }
 }

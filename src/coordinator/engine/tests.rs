@@ -6,7 +6,7 @@ use std::sync::mpsc::Receiver;
 use super::super::writer;
 use super::*;
 use crate::catalog::{CatalogId, HeadKey};
-use crate::proto::coordinator::{Ledger, Retention};
+use crate::proto::coordinator::{Ledger, Options};
 use crate::spec::MAX_SPEC_LEN;
 use crate::store::vault::{DEFAULT_CACHE_BYTES, Vault};
 
@@ -23,9 +23,12 @@ pub(in crate::coordinator) fn engine(dir: &Path) -> (Arc<Engine>, Receiver<Job>)
     let machine = Coordinator::new(
         ledger.expect("replayed"),
         Arc::new(key),
-        Retention::default(),
-        MAX_SPEC_LEN,
+        Options {
+            max_spec_len: MAX_SPEC_LEN,
+            ..Options::default()
+        },
         0,
+        clock::now(),
     );
     let (jobs, queue) = writer::queue();
     let handle = Handle::current();

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use crate::catalog::{
     Catalog, CatalogId, Change, Content, Entry, Epoch, Head, HeadHash, HeadSigner, IdempotencyKey,
-    Keyed, Pending, Published, Record, Revision, SignedHead,
+    Keyed, Pending, PinEntry, Published, Record, Revision, SignedHead,
 };
 use crate::proto::coordinator::{Retention, View};
 use crate::proto::limit::MAX_PAGE;
-use crate::proto::wire::{GetLog, Log, LogEntry};
+use crate::proto::mutant::mutant;
+use crate::proto::replica;
+use crate::proto::wire::{Delta, GetLog, Log, LogEntry};
 use crate::spec::{SpecHash, SpecName};
 
 /// History is dropped this many revisions at a time, since dropping visits every bucket.
@@ -35,6 +37,11 @@ pub struct Ledger {
     /// Keys in the order in which they expire.
     key_order: VecDeque<(u64, String, IdempotencyKey)>,
     last_head: HeadHash,
+    /// The longest lease that may be out.
+    lease_max: Duration,
+    /// Live pins by number.
+    pins: BTreeMap<u64, PinEntry>,
+    next_pin: u64,
     base: Base,
 }
 
@@ -142,6 +149,9 @@ impl Ledger {
             keys: BTreeMap::new(),
             key_order: VecDeque::new(),
             last_head: claimed.hash(),
+            lease_max: Duration::ZERO,
+            pins: BTreeMap::new(),
+            next_pin: 1,
             base: Base {
                 rev: base,
                 last,
@@ -170,6 +180,11 @@ impl Ledger {
                 self.begin_epoch(epoch);
             }
             Entry::Keyed(keyed) => self.remember(keyed),
+            Entry::LeaseMax { lease_us } => self.set_lease_max(Duration::from_micros(lease_us)),
+            Entry::Pinned(pin) => self.pin(pin),
+            Entry::Unpinned { id } => {
+                self.unpin(id);
+            }
             Entry::Pending(pending) => {
                 self.close_base()?;
                 self.replay_pending(*pending)?;
@@ -321,6 +336,81 @@ impl Ledger {
         }
     }
 
+    /// The longest lease that may be out.
+    pub fn lease_max(&self) -> Duration {
+        self.lease_max
+    }
+
+    pub(super) fn set_lease_max(&mut self, lease: Duration) {
+        self.lease_max = lease;
+    }
+
+    /// Live pins, the oldest first.
+    pub fn pins(&self) -> impl Iterator<Item = &PinEntry> {
+        self.pins.values()
+    }
+
+    pub(super) fn next_pin(&self) -> u64 {
+        self.next_pin
+    }
+
+    pub(super) fn pin(&mut self, pin: PinEntry) {
+        self.next_pin = self.next_pin.max(pin.id + 1);
+        self.pins.insert(pin.id, pin);
+    }
+
+    pub(super) fn unpin(&mut self, id: u64) -> Option<PinEntry> {
+        self.next_pin = self.next_pin.max(id + 1);
+        self.pins.remove(&id)
+    }
+
+    /// Pins that have ended by `unix_ms`.
+    pub(super) fn ended_pins(&self, unix_ms: u64) -> Vec<u64> {
+        let ended = self
+            .pins
+            .values()
+            .filter(|pin| pin.until_unix_ms <= unix_ms);
+        ended.map(|pin| pin.id).collect()
+    }
+
+    /// The visible revisions after `from`, as far as they fit; `None` when they are not all
+    /// retained, or belong to another epoch.
+    pub fn delta(&self, epoch: Epoch, from: Revision, max_bytes: usize) -> Option<Delta> {
+        let view = &self.visible;
+        if epoch > view.epoch || from < view.records.oldest() || from > view.records.rev() {
+            return None;
+        }
+        let steps = replica::steps(&view.records, from, max_bytes, |rev| {
+            let line = self.log.get(&rev)?;
+            Some((line.head, line.names.as_slice()))
+        })?;
+        Some(Delta {
+            catalog: view.catalog,
+            epoch: view.epoch,
+            rev: view.records.rev(),
+            steps,
+        })
+    }
+
+    /// Revisions that are durable and not visible.
+    pub(super) fn pending_revisions(&self) -> Vec<Revision> {
+        self.pending
+            .iter()
+            .map(|(_, pending)| pending.rev)
+            .collect()
+    }
+
+    /// Pending changes up to `durable`, each with its revision.
+    pub(super) fn pending_changes(
+        &self,
+        durable: Revision,
+    ) -> impl Iterator<Item = (Revision, &Change)> {
+        let pending = self.pending.iter().map(|(_, pending)| pending);
+        pending
+            .filter(move |pending| pending.rev <= durable)
+            .flat_map(|pending| pending.changes.iter().map(|change| (pending.rev, change)))
+    }
+
     pub(super) fn begin_epoch(&mut self, epoch: Epoch) {
         self.epoch = epoch.max(self.epoch);
     }
@@ -333,9 +423,12 @@ impl Ledger {
         };
         let age_ms = u64::try_from(retention.age.as_millis()).unwrap_or(u64::MAX);
         let young = line.published.at_unix_ms.saturating_sub(age_ms);
+        // A pin keeps what its revision sees, and with it every revision after.
+        let pinned = self.pins.values().map(|pin| pin.rev).min();
+        let pinned = pinned.filter(|_| !mutant!(X07)).unwrap_or(newest);
         let droppable: Vec<_> = self
             .log
-            .range(..newest)
+            .range(..newest.min(pinned))
             .take_while(|(rev, line)| {
                 rev.get() + retention.revisions <= newest.get() && line.published.at_unix_ms < young
             })
@@ -375,7 +468,12 @@ impl Ledger {
         let mut base = Vec::new();
         let mut retained = BTreeSet::new();
         let mut changes: BTreeMap<Revision, Vec<Change>> = BTreeMap::new();
-        for (name, versions) in self.tip.iter() {
+        let kept = if mutant!(X08) {
+            self.visible()
+        } else {
+            &self.tip
+        };
+        for (name, versions) in kept.iter() {
             for version in versions {
                 retained.extend(version.content.hash());
                 let name = name.clone();
@@ -411,6 +509,14 @@ impl Ledger {
         let rev = self.visible.records.rev();
         entries.push(Entry::Visible { rev });
         entries.extend(self.keys.values().cloned().map(Entry::Keyed));
+        let lease_us = u64::try_from(self.lease_max.as_micros()).unwrap_or(u64::MAX);
+        entries.push(Entry::LeaseMax { lease_us });
+        entries.extend(self.pins.values().cloned().map(Entry::Pinned));
+        // So that a number is never given twice.
+        let id = self.next_pin - 1;
+        if !self.pins.contains_key(&id) && id > 0 {
+            entries.push(Entry::Unpinned { id });
+        }
         (entries, retained)
     }
 

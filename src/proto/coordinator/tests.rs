@@ -1,8 +1,9 @@
 //! The machine against a disk that is a list of entries, some of which fail.
 
 use super::*;
-use crate::catalog::{Epoch, HeadKey};
-use crate::proto::wire::{GetLog, List, Resolve, ResolveName};
+use crate::catalog::{Content, Epoch, HeadKey};
+use crate::proto::limit::DEFAULT_LEASE;
+use crate::proto::wire::{GetLog, List, PublishName, Resolve, ResolveName};
 use crate::spec::SpecName;
 
 const NOW: Time = Time::from_micros(0);
@@ -13,7 +14,10 @@ struct Site {
     machine: Coordinator,
     journal: Vec<Entry>,
     replies: Vec<(Ticket, Result<PublishedRev, Refusal>)>,
+    /// Pushes, grants and pins.
+    others: Vec<Output>,
     unix_ms: u64,
+    now: Time,
 }
 
 fn key() -> Arc<HeadKey> {
@@ -68,10 +72,12 @@ impl Site {
     fn open(journal: Vec<Entry>) -> Self {
         let ledger = replay(&journal).expect("a good journal");
         let mut site = Self {
-            machine: Coordinator::new(ledger, key(), Retention::default(), 1 << 20, 0),
+            machine: Coordinator::new(ledger, key(), Options::default(), 0, NOW),
             journal,
             replies: Vec::new(),
+            others: Vec::new(),
             unix_ms: 1_000_000,
+            now: NOW,
         };
         site.drive(Input::Wake);
         site
@@ -80,11 +86,15 @@ impl Site {
     /// Hands in `input` and returns the write that it starts, replies noted.
     fn step(&mut self, input: Input) -> Option<Vec<Entry>> {
         let mut write = None;
-        for output in self.machine.handle(input, NOW) {
+        for output in self.machine.handle(input, self.now) {
             match output {
                 Output::Write(entries) => write = Some(entries),
                 Output::Checkpoint { entries, .. } => self.journal = entries,
                 Output::Reply { ticket, result } => self.replies.push((ticket, result)),
+                other
+                @ (Output::Push { .. } | Output::Granted { .. } | Output::PinReply { .. }) => {
+                    self.others.push(other);
+                }
                 Output::Reveal(view) => assert!(view.head.verify(&key().pinned()).is_ok()),
             }
         }
@@ -97,6 +107,11 @@ impl Site {
             self.journal.extend(entries);
             write = self.step(Input::Written(Written::All));
         }
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.now = self.now + time;
+        self.drive(Input::Wake);
     }
 
     fn input(&self, ticket: Ticket, publish: Publish) -> Input {
@@ -504,12 +519,19 @@ fn a_new_epoch_gets_a_head_of_its_own_even_after_a_crash() {
     // As `restore` leaves it: the epoch is durable, its head is not yet made.
     site.journal.push(Entry::Epoch { epoch });
     let mut site = Site::open(site.journal);
+    assert_eq!(
+        site.machine.view().epoch,
+        Epoch::new(1),
+        "leases of before may run"
+    );
+    site.wait(DEFAULT_LEASE);
     let view = site.machine.view();
     let head = view.head.claimed().expect("a head");
     assert_eq!((head.epoch, head.rev.get(), view.epoch), (epoch, 2, epoch));
     assert_eq!(site.rev_of("a"), Some(1));
 
     site.drive(Input::NewEpoch { unix_ms: 1 });
+    site.wait(DEFAULT_LEASE);
     assert_eq!(site.machine.view().epoch, Epoch::new(3));
     site.drive(Input::Compact);
     site.drive(Input::Written(Written::All));

@@ -63,4 +63,60 @@ pub struct PublishedRev {
     pub rev: Revision,
     /// Names that changed; 0 when everything was so already.
     pub changed: u32,
+    /// Whom it waited for.
+    pub waited: Waited,
+}
+
+/// What a publish waited for between durable and visible.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Waited {
+    /// Milliseconds.
+    pub ms: u64,
+    /// Workers that held a lease.
+    pub holders: u32,
+    /// Those that did not acknowledge, so that their lease was waited out; at most
+    /// [`MAX_NAMED_HOLDERS`](crate::proto::limit::MAX_NAMED_HOLDERS) are named.
+    pub expired: Vec<String>,
+}
+
+/// Keeps a revision readable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// The epoch that the revision was seen in.
+    pub epoch: Epoch,
+    /// The revision.
+    pub rev: Revision,
+    /// For how long, in milliseconds from now.
+    pub for_ms: u64,
+}
+
+/// A revision that is kept readable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pinned {
+    /// Its number; given to [`Unpin`].
+    pub id: u64,
+    /// The revision.
+    pub rev: Revision,
+    /// Until when, by the coordinator's wall clock, milliseconds since 1970.
+    pub until_unix_ms: u64,
+    /// Who asked for it.
+    pub by: String,
+}
+
+/// Lets a pinned revision go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpin {
+    /// The number of the pin.
+    pub id: u64,
+}
+
+/// What is pinned?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetPins {}
+
+/// Answers [`GetPins`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pins {
+    /// The live ones, the oldest first.
+    pub pins: Vec<Pinned>,
 }

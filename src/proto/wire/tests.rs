@@ -12,6 +12,7 @@ fn name(text: &str) -> SpecName {
 
 fn requests() -> Vec<Request> {
     let hash = SpecHash::from_bytes([7; 32]);
+    let sid = SessionId::new(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
     vec![
         Request::Hello(Hello {
             agent: "larder/0.1.0".into(),
@@ -59,6 +60,31 @@ fn requests() -> Vec<Request> {
             limit: 5,
         }),
         Request::GetStatus,
+        Request::Watch(Watch { sid }),
+        Request::Renew(Renew {
+            sid,
+            nonce: 7,
+            have: Some((Epoch::new(1), Revision::new(2))),
+            acked: None,
+        }),
+        Request::PrepAck(PrepAck {
+            sid,
+            epoch: Epoch::new(1),
+            rev: Revision::new(3),
+        }),
+        Request::Leave(Leave { sid }),
+        Request::GetDelta(GetDelta {
+            epoch: Epoch::new(1),
+            from: Revision::new(2),
+        }),
+        Request::GetCatalog(GetCatalog { have: vec![1; 8] }),
+        Request::Pin(Pin {
+            epoch: Epoch::new(1),
+            rev: Revision::new(2),
+            for_ms: 1_000,
+        }),
+        Request::Unpin(Unpin { id: 4 }),
+        Request::GetPins(GetPins {}),
     ]
 }
 
@@ -73,6 +99,29 @@ fn responses() -> Vec<Response> {
         Epoch::new(1),
         Revision::new(2),
     );
+    let marks = Marks {
+        all: Revision::ZERO,
+        names: vec![(name("a"), rev)],
+    };
+    let delta = Delta {
+        catalog,
+        epoch,
+        rev,
+        steps: vec![Step {
+            head: HeadBytes(vec![9; SignedHead::LEN]),
+            changes: vec![WireChange {
+                name: name("a"),
+                hash: None,
+                len: 0,
+            }],
+        }],
+    };
+    let pinned = Pinned {
+        id: 4,
+        rev,
+        until_unix_ms: 1_700_000_000_000,
+        by: "spiffe://c/worker/w".into(),
+    };
     vec![
         Response::Welcome(Welcome {
             agent: "larder/0.1.0".into(),
@@ -101,6 +150,7 @@ fn responses() -> Vec<Response> {
             epoch,
             rev,
             changed: 3,
+            waited: Waited::default(),
         }),
         Response::Listing(Listing {
             catalog,
@@ -124,6 +174,42 @@ fn responses() -> Vec<Response> {
             more: true,
         }),
         Response::Status(Status { json: "{}".into() }),
+        Response::Watching(()),
+        Response::Grant(Grant {
+            sid: SessionId::new(9),
+            nonce: 7,
+            catalog,
+            epoch,
+            rev,
+            lease_us: 6_000_000,
+            marks: marks.clone(),
+            delta: delta.clone(),
+        }),
+        Response::Prepare(Prepare {
+            catalog,
+            epoch,
+            rev,
+            marks,
+            hints: vec![Hint {
+                name: name("a"),
+                hash: SpecHash::from_bytes([7; 32]),
+                len: 9,
+            }],
+        }),
+        Response::Release(delta.clone()),
+        Response::Delta(delta),
+        Response::CatalogHead(CatalogHead {
+            head: HeadBytes(vec![9; SignedHead::LEN]),
+            buckets: vec![0, 4_095],
+            records: 1,
+            parts: 1,
+        }),
+        Response::CatalogPart(CatalogPart {
+            records: vec![(name("a"), version)],
+        }),
+        Response::Pinned(pinned.clone()),
+        Response::Pins(Pins { pins: vec![pinned] }),
+        Response::Done(()),
     ]
 }
 

@@ -20,7 +20,7 @@ pub struct HeldRecord {
 }
 
 /// All that is held, at most [`MAX_HELD`] records; names that were not read for longest go first.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Held {
     names: BTreeMap<SpecName, BTreeMap<Revision, (Content, Revision)>>,
     /// When a name was last held, in turns.
@@ -100,6 +100,7 @@ impl Held {
             record_rev,
             seen_rev,
             hash: content.hash(),
+            age_ms: None,
         })
     }
 }

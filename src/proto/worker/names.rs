@@ -3,17 +3,22 @@
 use std::collections::BTreeMap;
 
 use crate::answer::Hop;
-use crate::answer::{Freshness, GetError, HopFailure, Mode, Snapshot};
+use crate::answer::{Freshness, GetError, HopFailure, LastKnown, Mode, RunToken, Snapshot};
 use crate::catalog::{Content, Revision, Version};
 use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
-use crate::proto::limit::{ANSWER_TIMEOUT, MAX_NAMES_PER_RESOLVE};
+use crate::proto::limit::{ANSWER_TIMEOUT, MAX_NAMES_PER_RESOLVE, MAX_RELEASE_WAIT};
+use crate::proto::mutant::mutant;
 use crate::proto::wire::{Resolve, ResolveName, Resolved};
 use crate::proto::worker::{
     Basis, Call, CallId, Event, HeldRecord, LoadFor, Local, Mark, Output, Place, Source, Ticket,
     Timer, Waiter, Worker,
 };
 use crate::spec::{Spec, SpecName};
+
+/// Below this a wait for a release is not worth while: the answer of a coordinator nearby takes as
+/// long, and one whose round trip is not known yet gets this much.
+const MIN_RELEASE_WAIT: std::time::Duration = std::time::Duration::from_millis(5);
 
 /// One question of truth: a name, now or at a revision.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,8 +32,8 @@ impl FlightKey {
         Self {
             name: name.clone(),
             at: match freshness {
-                Freshness::Strict => None,
                 Freshness::At(at) => Some(at),
+                _ => None,
             },
         }
     }
@@ -84,10 +89,11 @@ pub(super) struct ResolveCall {
 }
 
 impl Worker {
-    pub(super) fn get_strict(&mut self, name: SpecName, waiter: Waiter) {
+    /// Asks the coordinator what a name is now.
+    pub(super) fn ask(&mut self, name: SpecName, waiter: Waiter) {
         let key = FlightKey { name, at: None };
         match self.flights.get_mut(&key) {
-            Some(flight) if flight.sent.is_some() => flight.next.push(waiter),
+            Some(flight) if flight.sent.is_some() && !mutant!(X29) => flight.next.push(waiter),
             Some(flight) => flight.waiters.push(waiter),
             None => self.start_flight(key, vec![waiter]),
         }
@@ -95,6 +101,16 @@ impl Worker {
 
     /// What a name was at a revision never changes, so any flight may be joined.
     pub(super) fn get_at(&mut self, name: SpecName, at: Revision, waiter: Waiter, now: Time) {
+        if let Some((version, snapshot)) = self.sight.at(&name, at) {
+            let basis = Basis {
+                mode: Mode::At,
+                snapshot: Some(snapshot),
+                record_rev: known_rev(version),
+                asked: now,
+            };
+            let waiters = vec![waiter];
+            return self.settle(version, basis, waiters, Vec::new(), Hop::Disk, now);
+        }
         if let (Some(version), Some(mark)) = (self.held.at(&name, at), self.mark) {
             let basis = Basis {
                 mode: Mode::At,
@@ -114,12 +130,38 @@ impl Worker {
     }
 
     fn start_flight(&mut self, key: FlightKey, waiters: Vec<Waiter>) {
-        let last = self.held.last(&key.name).and_then(|last| last.hash);
+        let last = self.last_known(&key.name).and_then(|last| last.hash);
         self.flights.insert(key.clone(), Flight::new(waiters));
         match last {
             Some(hash) => self.load(hash, LoadFor::Flight(key)),
             None => self.ready.push(key),
         }
+    }
+
+    /// The newest version of a name that is known here, current or not.
+    fn last_known(&self, name: &SpecName) -> Option<LastKnown> {
+        let held = self.held.last(name);
+        let replica = self.sight.replica.as_ref();
+        let found = replica.and_then(|replica| Some((replica, replica.records().get(name)?)));
+        let Some((replica, version)) = found else {
+            return held;
+        };
+        if held.is_some_and(|held| held.seen_rev > replica.rev()) {
+            return held;
+        }
+        Some(LastKnown {
+            record_rev: version.rev,
+            seen_rev: replica.rev(),
+            hash: version.content.hash(),
+            age_ms: None,
+        })
+    }
+
+    /// How long a strict read waits for a release before it asks.
+    pub(super) fn release_wait(&self) -> std::time::Duration {
+        let coordinator = self.sources.next_coordinator(&[]);
+        let round_trip = coordinator.map(|coordinator| self.sources.round_trip(coordinator));
+        (round_trip.unwrap_or_default() * 2).clamp(MIN_RELEASE_WAIT, MAX_RELEASE_WAIT)
     }
 
     pub(super) fn flight_loaded(&mut self, key: &FlightKey, local: Local) {
@@ -153,7 +195,7 @@ impl Worker {
                 };
                 match self.sources.next_coordinator(&flight.tried) {
                     Some(coordinator) => groups.entry((key.at, coordinator)).or_default().push(key),
-                    None => self.truth_failed(&key),
+                    None => self.truth_failed(&key, now),
                 }
             }
             for ((at, coordinator), keys) in groups {
@@ -211,7 +253,7 @@ impl Worker {
             Event::Opening(opening) if call.opening.is_none() => {
                 self.timers
                     .remove(&(call.sent + ANSWER_TIMEOUT, Timer::Answer(id)));
-                self.opened(&mut call, opening, now)
+                self.opened(id, &mut call, opening, now)
             }
             Event::Outcome { version, body } if call.body_of.is_none() => {
                 self.outcome(id, &mut call, version, body, now)
@@ -252,7 +294,7 @@ impl Worker {
     }
 
     /// Checks that the answer continues what was seen before; false ends the call.
-    fn opened(&mut self, call: &mut ResolveCall, opening: Resolved, now: Time) -> bool {
+    fn opened(&mut self, id: CallId, call: &mut ResolveCall, opening: Resolved, now: Time) -> bool {
         let hop = self.sources.hop(Source::Coordinator(call.coordinator));
         if let Some(mark) = self.mark
             && mark.catalog != opening.catalog
@@ -273,32 +315,32 @@ impl Worker {
             return false;
         }
         let at = call.keys.first().and_then(|key| key.at);
-        if let Some(mark) = call.mark {
-            let back = opening.epoch < mark.epoch
-                || (at.is_none() && opening.epoch == mark.epoch && opening.rev < mark.rev);
-            if back {
-                self.rollback = Some((mark.rev, opening.rev));
-            }
-        }
-        let epoch_known = self.mark.is_none_or(|mark| opening.epoch <= mark.epoch);
-        if !epoch_known {
-            self.held.clear();
-            self.out.push(Output::ForgetHeld);
-            self.rollback = None;
-        }
-        if let Some((known, got)) = self.rollback {
-            self.fail_call(call, |_| GetError::Quarantined { known, got });
-            return false;
-        }
-        let mark = Mark {
+        let said = Mark {
             catalog: opening.catalog,
             epoch: opening.epoch,
             rev: opening.rev,
         };
-        if self.mark.is_none_or(|known| mark > known) {
-            self.mark = Some(mark);
-            self.out.push(Output::Remember(mark));
+        // An answer for an old revision says nothing of the newest one.
+        let state = match (at, call.mark) {
+            (Some(_), Some(mark)) if mark.epoch == said.epoch => said.max(mark),
+            _ => said,
+        };
+        if !self.believe(state, call.mark) {
+            match self.rollback {
+                Some((known, got)) => {
+                    self.fail_call(call, |_| GetError::Quarantined { known, got });
+                }
+                None => {
+                    self.drop_call(id, call, "it answered for an epoch that is over", true, now)
+                }
+            }
+            return false;
         }
+        self.raise_floor(said);
+        if at.is_none() {
+            self.expect_anchor(call.sent, said.rev);
+        }
+        self.plan_update(now);
         let source = Source::Coordinator(call.coordinator);
         self.sources.answered(source, now.since(call.sent));
         self.sources.prefer(call.coordinator);
@@ -350,7 +392,7 @@ impl Worker {
         if !flight.next.is_empty() {
             self.start_flight(key, flight.next);
         }
-        let (waiters, hops) = (flight.waiters, flight.hops);
+        let (waiters, hops) = (self.reaching(flight.waiters, &opening), flight.hops);
         let source = Source::Coordinator(call.coordinator);
         match (version.content, flight.local) {
             (Content::Present { hash, len }, Some(local))
@@ -371,8 +413,37 @@ impl Worker {
         true
     }
 
+    /// Those for whom the answer is new enough; the others are told so.
+    fn reaching(&mut self, waiters: Vec<Waiter>, opening: &Resolved) -> Vec<Waiter> {
+        let reached = |token: &RunToken| {
+            token.catalog == opening.catalog
+                && (opening.epoch, opening.rev) >= (token.epoch, token.rev)
+        };
+        let (reaching, short): (Vec<_>, Vec<_>) = waiters
+            .into_iter()
+            .partition(|waiter| waiter.at_least.as_ref().is_none_or(reached));
+        for waiter in short {
+            let Some(token) = waiter.at_least else {
+                continue;
+            };
+            let error = match token.catalog == opening.catalog {
+                true => GetError::Future {
+                    at: token.rev,
+                    newest: opening.rev,
+                },
+                false => GetError::WrongCatalog {
+                    known: token.catalog,
+                    got: opening.catalog,
+                    hops: Vec::new(),
+                },
+            };
+            self.fail(vec![waiter], &error);
+        }
+        reaching
+    }
+
     /// Answers from a record that is known to be right.
-    fn settle(
+    pub(super) fn settle(
         &mut self,
         version: Version,
         basis: Basis,
@@ -495,10 +566,23 @@ impl Worker {
     }
 
     /// No coordinator is left to ask.
-    fn truth_failed(&mut self, key: &FlightKey) {
+    fn truth_failed(&mut self, key: &FlightKey, now: Time) {
         let Some(mut flight) = self.flights.remove(key) else {
             return;
         };
+        if mutant!(X22)
+            && let Some(replica) = &self.sight.replica
+            && let Some(version) = replica.records().get(&key.name)
+        {
+            let mut basis = Basis::pinned(now);
+            basis.mode = Mode::Lease;
+            basis.record_rev = known_rev(version);
+            basis.snapshot = self.mark.map(|mark| mark.at(replica.rev()));
+            return self.settle(version, basis, flight.waiters, Vec::new(), Hop::Disk, now);
+        }
+        if key.at.is_none() && self.session_is_wanted() {
+            flight.hops.insert(0, self.hop_of_replica(now));
+        }
         if flight.tried.is_empty() {
             flight.hops.push(HopFailure {
                 hop: Hop::Coordinator("none".into()),
@@ -509,7 +593,10 @@ impl Worker {
         let error = match key.at {
             Some(at) => GetError::NotHeld { name, at, hops },
             None => GetError::NoFreshnessProof {
-                last: self.held.last(&name),
+                last: self.last_known(&name).map(|last| LastKnown {
+                    age_ms: self.age_of(last.seen_rev, now),
+                    ..last
+                }),
                 name,
                 hops,
             },
@@ -518,6 +605,13 @@ impl Worker {
         if !flight.next.is_empty() {
             self.start_flight(key.clone(), flight.next);
         }
+    }
+
+    /// How long ago the replica was current at most, if it is what shows `rev`.
+    fn age_of(&self, rev: Revision, now: Time) -> Option<u64> {
+        let replica = self.sight.replica.as_ref()?;
+        let age = self.sight.age(now).filter(|_| replica.rev() == rev)?;
+        u64::try_from(age.as_millis()).ok()
     }
 
     /// The hops of a flight, the one that is still awaited among them.
@@ -554,6 +648,6 @@ pub(super) fn damaged() -> HopFailure {
 }
 
 /// A name that never existed is held at revision 0, which is no record's.
-fn known_rev(version: Version) -> Option<Revision> {
+pub(super) fn known_rev(version: Version) -> Option<Revision> {
     (version.rev > Revision::ZERO).then_some(version.rev)
 }

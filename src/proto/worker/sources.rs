@@ -90,6 +90,22 @@ impl Sources {
             .find(|index| !tried.contains(index))
     }
 
+    /// The address after `failed` in the order.
+    pub(super) fn coordinator_after(&self, failed: usize) -> Option<usize> {
+        let at = self.order.iter().position(|&index| index == failed)?;
+        self.order.get((at + 1) % self.order.len()).copied()
+    }
+
+    /// Whether no coordinator is known.
+    pub(super) fn is_alone(&self) -> bool {
+        self.coordinators.is_empty()
+    }
+
+    /// The usual time of an answer from the coordinator.
+    pub(super) fn round_trip(&self, coordinator: usize) -> Duration {
+        self.seen(Source::Coordinator(coordinator)).usual()
+    }
+
     /// It answered, so it is asked first from now on.
     pub(super) fn prefer(&mut self, coordinator: usize) {
         self.order.retain(|&index| index != coordinator);
@@ -260,6 +276,7 @@ mod tests {
             coordinators: addrs("c", coordinators),
             peers: addrs("p", peers),
             seed,
+            ..Config::default()
         })
     }
 

@@ -21,10 +21,11 @@ fn desk(coordinators: usize, peers: usize) -> Desk {
     let config = Config {
         coordinators: addrs("c", coordinators),
         peers: addrs("p", peers),
-        seed: 0,
+        ..Config::default()
     };
+    let verifier = Arc::new(Vec::<crate::catalog::PinnedKey>::new());
     Desk {
-        machine: Worker::new(&config, None, Held::default()),
+        machine: Worker::new(&config, verifier, Restored::default()),
         now: Time::from_micros(1_000_000),
         disk: BTreeMap::new(),
         sent: Vec::new(),

@@ -371,7 +371,11 @@ impl Tally {
                     .extend(changes.map(|change| (change.name, change.content)));
             }
             Entry::Epoch { epoch } => self.epoch = self.epoch.max(epoch),
-            Entry::Visible { .. } | Entry::Keyed(_) => {}
+            Entry::Visible { .. }
+            | Entry::Keyed(_)
+            | Entry::LeaseMax { .. }
+            | Entry::Pinned(_)
+            | Entry::Unpinned { .. } => {}
         }
         Ok(())
     }

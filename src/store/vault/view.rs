@@ -283,7 +283,13 @@ impl<'a> Stage<'a> {
                 self.bytes += bytes.len();
                 blobs::put(&mut self.batch, &Spec::new(bytes));
             }
-            Entry::Pending(_) | Entry::Visible { .. } | Entry::Keyed(_) | Entry::Epoch { .. } => {}
+            Entry::Pending(_)
+            | Entry::Visible { .. }
+            | Entry::Keyed(_)
+            | Entry::Epoch { .. }
+            | Entry::LeaseMax { .. }
+            | Entry::Pinned(_)
+            | Entry::Unpinned { .. } => {}
         }
         Ok(())
     }

@@ -32,7 +32,7 @@ impl Alone {
         let config = Config {
             coordinators: vec![],
             peers: vec![],
-            seed: 1,
+            ..Config::default()
         };
         let engine = Engine::new(&config, Arc::new(store), endpoint, runtime.handle());
         Self {

@@ -48,6 +48,7 @@ async fn every_failure_of_a_read_comes_over_whole() {
         record_rev: at,
         seen_rev: newest,
         hash: Some(SpecHash::of(b"x")),
+        age_ms: Some(40),
     });
     let a = || name("a");
     let catalog = CatalogId::from_bytes;

@@ -13,6 +13,7 @@ async fn a_put_is_published_and_read_back() {
         .await;
     let expected = serde_json::json!({
         "catalog": "ca".repeat(16), "epoch": 4, "rev": 1, "changed": 1,
+        "waited": { "ms": 0, "holders": 0, "expired": [] },
         "hash": SpecHash::of(BYTES).to_string(),
     });
     assert_eq!((put.status, put.json()), (200, expected));

@@ -1,0 +1,374 @@
+//! Leases: who may answer without asking, and what a publish waits for.
+//!
+//! A publish that is durable takes a *snapshot* of the holders and of when their leases end.
+//! It may become visible when each of them has said that it stopped answering for what changes,
+//! or when that time has come. Later renewals change nothing about it: whoever renews meanwhile
+//! is told of the change in the grant itself.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::catalog::Revision;
+use crate::proto::Time;
+use crate::proto::code::{Code, Refusal};
+use crate::proto::limit::{
+    FIRST_BAR, MAX_BAR, MAX_NAMED_HOLDERS, MAX_SESSIONS, MAX_STRIKES, STRIKE_WINDOW,
+};
+use crate::proto::mutant::mutant;
+use crate::proto::wire::{SessionId, Waited};
+
+/// Everyone who watches, and what waits for them.
+#[derive(Debug, Clone, Hash)]
+pub(super) struct Leases {
+    lease: Duration,
+    /// Nothing becomes visible before: leases of before the start may still run.
+    grace: Time,
+    sessions: BTreeMap<SessionId, Session>,
+    /// By pending revision.
+    waits: BTreeMap<Revision, Wait>,
+}
+
+#[derive(Debug, Clone, Hash)]
+struct Session {
+    /// The certificate that first used this id.
+    owner: String,
+    expires: Time,
+    /// Everything up to here is marked there.
+    acked: Revision,
+    have: Revision,
+    heard: Time,
+    /// The stream that carries what is pushed, by the driver's number.
+    watch: Option<u64>,
+    strikes: VecDeque<Time>,
+    barred_until: Time,
+    /// How long the next bar lasts.
+    bar: Duration,
+}
+
+#[derive(Debug, Clone, Hash)]
+struct Wait {
+    since: Time,
+    holders: u32,
+    /// Who has not acknowledged, and when that no longer matters.
+    left: BTreeMap<SessionId, Time>,
+    expired: Vec<String>,
+}
+
+/// What `status` says of one session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SessionInfo {
+    /// Its short id.
+    pub session: String,
+    /// The worker's URI.
+    pub uri: String,
+    /// How long its lease still runs, milliseconds; 0: it has none.
+    pub lease_ms: u64,
+    /// The revision of its replica, as it last said.
+    pub rev: Revision,
+    /// It has stopped answering for everything that changes up to this revision.
+    pub acked: Revision,
+    /// Since it was last heard, milliseconds.
+    pub heard_ms: u64,
+    /// What is about to change reaches it at once.
+    pub watching: bool,
+    /// It gets no lease for this long, because publishes had to wait for it, milliseconds.
+    pub barred_ms: u64,
+}
+
+/// What a pending publish waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WaitInfo {
+    /// The pending revision.
+    pub rev: Revision,
+    /// Milliseconds since it was durable.
+    pub waited_ms: u64,
+    /// At most this much longer, milliseconds.
+    pub left_ms: u64,
+    /// Workers that have not acknowledged.
+    pub waiting_for: Vec<String>,
+    /// It waits for leases of before the coordinator's start.
+    pub grace: bool,
+}
+
+impl Leases {
+    pub(super) fn new(lease: Duration, grace: Time) -> Self {
+        Self {
+            lease,
+            grace,
+            sessions: BTreeMap::new(),
+            waits: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn grace(&self) -> Time {
+        self.grace
+    }
+
+    pub(super) fn extend_grace(&mut self, until: Time) {
+        self.grace = self.grace.max(until);
+    }
+
+    /// The session of `sid`, made if there is none. An id belongs to the certificate that first
+    /// used it.
+    fn session(&mut self, sid: SessionId, owner: &str, now: Time) -> Result<&mut Session, Refusal> {
+        if !self.sessions.contains_key(&sid) {
+            self.forget_ended(now);
+            if self.sessions.len() >= MAX_SESSIONS {
+                return Err(Refusal::new(Code::Busy, "too many workers hold sessions"));
+            }
+            self.sessions.insert(sid, Session::new(owner, now));
+        }
+        match self.sessions.get_mut(&sid) {
+            Some(session) if session.owner == owner => {
+                session.heard = now;
+                Ok(session)
+            }
+            _ => Err(Refusal::new(
+                Code::NotAllowed,
+                "this session belongs to another node",
+            )),
+        }
+    }
+
+    fn forget_ended(&mut self, now: Time) {
+        self.sessions.retain(|_, session| {
+            session.watch.is_some()
+                || session.expires > now
+                || session.barred_until > now
+                || now.since(session.heard) < STRIKE_WINDOW && !session.strikes.is_empty()
+        });
+    }
+
+    pub(super) fn watch(
+        &mut self,
+        sid: SessionId,
+        owner: &str,
+        stream: u64,
+        now: Time,
+    ) -> Result<(), Refusal> {
+        self.session(sid, owner, now)?.watch = Some(stream);
+        Ok(())
+    }
+
+    /// A stream has ended; a newer one of the same session goes on.
+    pub(super) fn unwatch(&mut self, sid: SessionId, stream: u64) {
+        if let Some(session) = self.sessions.get_mut(&sid)
+            && session.watch == Some(stream)
+        {
+            session.watch = None;
+        }
+    }
+
+    /// Streams to push to.
+    pub(super) fn watchers(&self) -> Vec<u64> {
+        self.sessions
+            .values()
+            .filter_map(|session| session.watch)
+            .collect()
+    }
+
+    /// The lease that `sid` gets now; zero without one.
+    pub(super) fn grant(
+        &mut self,
+        sid: SessionId,
+        owner: &str,
+        have: Revision,
+        now: Time,
+        may_lease: bool,
+    ) -> Result<Duration, Refusal> {
+        let lease = self.lease;
+        let session = self.session(sid, owner, now)?;
+        session.have = have;
+        // Nobody could tell it of a change: every publish would wait for its lease to run out.
+        if !may_lease || session.watch.is_none() || session.barred_until > now {
+            return Ok(Duration::ZERO);
+        }
+        session.expires = session.expires.max(now + lease);
+        Ok(lease)
+    }
+
+    /// `sid` answers for nothing any more that changes up to `rev`, which is durable.
+    pub(super) fn ack(&mut self, sid: SessionId, owner: &str, rev: Revision, now: Time) {
+        let Ok(session) = self.session(sid, owner, now) else {
+            return;
+        };
+        session.acked = session.acked.max(rev);
+        for (_, wait) in self.waits.range_mut(..=rev) {
+            wait.left.remove(&sid);
+        }
+    }
+
+    /// `sid` has given its lease back.
+    pub(super) fn leave(&mut self, sid: SessionId, owner: &str) {
+        if self
+            .sessions
+            .get(&sid)
+            .is_some_and(|session| session.owner == owner)
+        {
+            self.sessions.remove(&sid);
+            for wait in self.waits.values_mut() {
+                wait.left.remove(&sid);
+            }
+        }
+    }
+
+    /// A pending revision is durable: it waits for all who hold a lease now.
+    pub(super) fn begin_wait(&mut self, rev: Revision, now: Time) {
+        let holders = self.sessions.iter();
+        let left: BTreeMap<_, _> = holders
+            .filter(|(_, session)| session.expires > now)
+            .map(|(sid, session)| (*sid, session.expires))
+            .collect();
+        let wait = Wait {
+            since: now,
+            holders: u32::try_from(left.len()).unwrap_or(u32::MAX),
+            left: if mutant!(M02) { BTreeMap::new() } else { left },
+            expired: Vec::new(),
+        };
+        self.waits.insert(rev, wait);
+    }
+
+    /// Lets go of those whose lease has run out.
+    pub(super) fn expire(&mut self, now: Time) {
+        for wait in self.waits.values_mut() {
+            if mutant!(M05) {
+                for (sid, at) in &mut wait.left {
+                    *at = self
+                        .sessions
+                        .get(sid)
+                        .map_or(*at, |session| session.expires);
+                }
+            }
+            let expired: Vec<_> = wait
+                .left
+                .iter()
+                .filter(|(_, at)| **at <= now)
+                .map(|(sid, _)| *sid)
+                .collect();
+            for sid in expired {
+                wait.left.remove(&sid);
+                if let Some(session) = self.sessions.get_mut(&sid) {
+                    if wait.expired.len() < MAX_NAMED_HOLDERS {
+                        wait.expired.push(session.owner.clone());
+                    }
+                    session.strike(self.lease, now);
+                }
+            }
+        }
+    }
+
+    /// The newest revision up to which nothing is waited for any more.
+    pub(super) fn releasable(&self, now: Time) -> Option<Revision> {
+        if now < self.grace {
+            return None;
+        }
+        let free = self
+            .waits
+            .iter()
+            .take_while(|(_, wait)| wait.left.is_empty());
+        free.map(|(rev, _)| *rev).last()
+    }
+
+    /// `rev` is visible; what its publisher is told of the wait.
+    pub(super) fn end_wait(&mut self, rev: Revision, now: Time) -> Waited {
+        let Some(wait) = self.waits.remove(&rev) else {
+            return Waited::default();
+        };
+        Waited {
+            ms: millis(now.since(wait.since)),
+            holders: wait.holders,
+            expired: wait.expired,
+        }
+    }
+
+    /// When something that is waited for runs out.
+    pub(super) fn next_wake(&self, now: Time) -> Option<Time> {
+        let grace = (!self.waits.is_empty() && self.grace > now).then_some(self.grace);
+        let leases = self
+            .waits
+            .values()
+            .flat_map(|wait| wait.left.values().copied());
+        leases.chain(grace).min()
+    }
+
+    pub(super) fn sessions(&self, now: Time) -> Vec<SessionInfo> {
+        let infos = self.sessions.iter().map(|(sid, session)| SessionInfo {
+            session: sid.to_string(),
+            uri: session.owner.clone(),
+            lease_ms: millis(session.expires.since(now)),
+            rev: session.have,
+            acked: session.acked,
+            heard_ms: millis(now.since(session.heard)),
+            watching: session.watch.is_some(),
+            barred_ms: millis(session.barred_until.since(now)),
+        });
+        infos.collect()
+    }
+
+    pub(super) fn waits(&self, now: Time) -> Vec<WaitInfo> {
+        let owner = |sid: &SessionId| self.sessions.get(sid).map(|session| session.owner.clone());
+        let infos = self.waits.iter().map(|(rev, wait)| {
+            let longest = wait.left.values().copied().max().unwrap_or_default();
+            WaitInfo {
+                rev: *rev,
+                waited_ms: millis(now.since(wait.since)),
+                left_ms: millis(longest.max(self.grace).since(now)),
+                waiting_for: wait
+                    .left
+                    .keys()
+                    .filter_map(owner)
+                    .take(MAX_NAMED_HOLDERS)
+                    .collect(),
+                grace: self.grace > now,
+            }
+        });
+        infos.collect()
+    }
+}
+
+impl Session {
+    fn new(owner: &str, now: Time) -> Self {
+        Self {
+            owner: owner.to_owned(),
+            expires: Time::default(),
+            acked: Revision::ZERO,
+            have: Revision::ZERO,
+            heard: now,
+            watch: None,
+            strikes: VecDeque::new(),
+            barred_until: Time::default(),
+            bar: FIRST_BAR,
+        }
+    }
+
+    /// A publish had to wait for this one's lease to run out. Publishes that waited for the same
+    /// cut count once.
+    fn strike(&mut self, lease: Duration, now: Time) {
+        if self
+            .strikes
+            .back()
+            .is_some_and(|last| now.since(*last) < lease)
+        {
+            return;
+        }
+        self.strikes.push_back(now);
+        while self
+            .strikes
+            .front()
+            .is_some_and(|at| now.since(*at) >= STRIKE_WINDOW)
+        {
+            self.strikes.pop_front();
+        }
+        if self.strikes.len() >= MAX_STRIKES {
+            self.strikes.clear();
+            self.barred_until = now + self.bar;
+            self.bar = (self.bar * 2).min(MAX_BAR);
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

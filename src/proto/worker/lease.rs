@@ -1,0 +1,763 @@
+//! The worker's side of leases and of the catalog's replication.
+//!
+//! One *session* with the coordinator: a stream over which it tells what is about to change, and
+//! a renewal now and then. What a grant or a push says is taken in one step: marks, floor and
+//! lease become visible to readers together, and only then is anything acknowledged.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::answer::HopFailure;
+use crate::catalog::{CatalogId, Epoch, HeadVerifier, Revision};
+use crate::proto::Time;
+use crate::proto::limit::{DEFAULT_LEASE, MAX_NONCES, MAX_PREFETCH, RENEWALS_PER_LEASE};
+use crate::proto::mutant::mutant;
+use crate::proto::replica::{Replica, ReplicaError};
+use crate::proto::wire::{
+    CatalogDiff, Delta, GetCatalog, GetDelta, Grant, Hint, Marks, PrepAck, Prepare, Renew,
+    SessionId,
+};
+use crate::proto::worker::sight::{MarkSet, Sight, usable};
+use crate::proto::worker::{
+    Basis, Call, CallId, Event, Keep, Mark, Output, Prefetch, Source, Timer, Worker,
+};
+
+/// After a session failed it is tried again this soon; the link has its own backoff.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// A replica that is behind is given this long for the release that is on its way.
+const CATCH_UP_AFTER: Duration = Duration::from_millis(20);
+
+/// How long the coordinator may take to send a delta, and a whole catalog.
+const UPDATE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The worker's session with the coordinator.
+#[derive(Debug)]
+pub(super) struct Session {
+    sid: SessionId,
+    /// It has been given back, or leases are not wanted.
+    left: bool,
+    verifier: Verifier,
+    prefetch: Prefetch,
+    nonce: u64,
+    /// Local times at which renewals were sent, by nonce.
+    sent: BTreeMap<u64, Time>,
+    /// What a full lease lasts, as the coordinator last said.
+    lease: Duration,
+    watch: Option<CallId>,
+    /// The coordinator has confirmed the watch.
+    watching: bool,
+    /// Where the session is kept.
+    coordinator: Option<usize>,
+    /// Renewals that failed in a row.
+    failures: u32,
+    /// Everything up to this is marked.
+    acked: Option<(Epoch, Revision)>,
+    /// The newest request whose answer named a revision that the replica has not reached.
+    anchor_wait: Option<(Time, Revision)>,
+    update: Option<CallId>,
+    /// A delta does not help: only the whole catalog does.
+    whole: bool,
+    /// The catalog of another epoch, whose buckets may still be right.
+    base: Option<Arc<Replica>>,
+}
+
+/// Checks heads; a value of its own so that a session can be printed.
+#[derive(Clone)]
+pub(super) struct Verifier(pub(super) Arc<dyn HeadVerifier>);
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Verifier")
+    }
+}
+
+impl Session {
+    pub(super) fn new(
+        sid: SessionId,
+        wanted: bool,
+        prefetch: Prefetch,
+        verifier: Arc<dyn HeadVerifier>,
+    ) -> Self {
+        Self {
+            sid,
+            left: !wanted,
+            verifier: Verifier(verifier),
+            prefetch,
+            nonce: 0,
+            sent: BTreeMap::new(),
+            lease: DEFAULT_LEASE,
+            watch: None,
+            watching: false,
+            coordinator: None,
+            failures: 0,
+            acked: None,
+            anchor_wait: None,
+            update: None,
+            whole: false,
+            base: None,
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        self.lease / RENEWALS_PER_LEASE
+    }
+
+    fn patience(&self) -> Duration {
+        (self.lease / 4).clamp(Duration::from_millis(50), Duration::from_millis(1_500))
+    }
+}
+
+/// A renewal on its way.
+#[derive(Debug)]
+pub(super) struct RenewCall {
+    coordinator: usize,
+    nonce: u64,
+    /// What had been seen when it was sent: an answer below it is a rollback.
+    mark: Option<Mark>,
+}
+
+impl Worker {
+    /// The session's timer: watches if nobody does, and renews.
+    pub(super) fn keep_session(&mut self, now: Time) {
+        if self.session.left {
+            return;
+        }
+        let coordinator = match self.session.coordinator {
+            Some(coordinator) => coordinator,
+            None => match self.sources.next_coordinator(&[]) {
+                Some(coordinator) => coordinator,
+                None => return,
+            },
+        };
+        self.session.coordinator = Some(coordinator);
+        if self.session.watch.is_none() {
+            let call = self.new_call(Call::Watch);
+            self.session.watch = Some(call);
+            self.session.watching = false;
+            let sid = self.session.sid;
+            self.out.push(Output::Watch {
+                call,
+                coordinator,
+                sid,
+            });
+        }
+        self.renew(coordinator, now);
+    }
+
+    fn renew(&mut self, coordinator: usize, now: Time) {
+        self.session.nonce += 1;
+        let nonce = self.session.nonce;
+        self.session.sent.insert(nonce, now);
+        while self.session.sent.len() > MAX_NONCES {
+            self.session.sent.pop_first();
+        }
+        let call = self.new_call(Call::Renew(RenewCall {
+            coordinator,
+            nonce,
+            mark: self.mark,
+        }));
+        let request = Renew {
+            sid: self.session.sid,
+            nonce,
+            have: self.sight.replica.as_ref().map(|r| (r.epoch(), r.rev())),
+            acked: self.session.acked,
+        };
+        self.out.push(Output::Renew {
+            call,
+            coordinator,
+            request,
+        });
+        self.timers
+            .insert((now + self.session.patience(), Timer::RenewLate(call)));
+        self.arm_renewal(now + self.session.interval());
+    }
+
+    /// One renewal is planned at a time.
+    fn arm_renewal(&mut self, at: Time) {
+        if let Some(before) = self.renewal.replace(at) {
+            self.timers.remove(&(before, Timer::Renew));
+        }
+        self.timers.insert((at, Timer::Renew));
+    }
+
+    pub(super) fn renew_due(&mut self, now: Time) {
+        self.renewal = None;
+        self.keep_session(now);
+    }
+
+    /// An answer is late: the next address is asked as well. The late one is still believed when
+    /// it comes, since its nonce is known.
+    pub(super) fn renew_late(&mut self, call: CallId, now: Time) {
+        if let Some(Call::Renew(_)) = self.calls.get(&call) {
+            self.session_failed(now);
+        }
+    }
+
+    fn session_failed(&mut self, now: Time) {
+        self.session.failures = self.session.failures.saturating_add(1);
+        // A second failure in a row: the stream that nobody has missed is of no use either.
+        if self.session.failures > 1 {
+            self.end_watch();
+            if let Some(failed) = self.session.coordinator.take() {
+                self.sources.failed(Source::Coordinator(failed), true, now);
+                self.session.coordinator = self.sources.coordinator_after(failed);
+            }
+        }
+        self.arm_renewal(now + RETRY.min(self.session.interval()));
+    }
+
+    fn end_watch(&mut self) {
+        if let Some(call) = self.session.watch.take() {
+            self.calls.remove(&call);
+            self.out.push(Output::Cancel(call));
+        }
+        self.session.watching = false;
+    }
+
+    pub(super) fn watch_event(&mut self, id: CallId, event: Event, now: Time) {
+        if self.session.watch != Some(id) {
+            self.calls.remove(&id);
+            return;
+        }
+        match event {
+            Event::Watching => {
+                self.session.watching = true;
+                // Only now may a lease be had.
+                if let Some(coordinator) = self.session.coordinator {
+                    self.renew(coordinator, now);
+                }
+            }
+            Event::Prepare(prepare) => self.prepare(&prepare, now),
+            Event::Release(delta) => self.release(&delta, now),
+            _ => {
+                self.calls.remove(&id);
+                self.session.watch = None;
+                self.session.watching = false;
+                self.session_failed(now);
+            }
+        }
+    }
+
+    pub(super) fn renew_event(&mut self, id: CallId, event: Event, now: Time) {
+        let Some(Call::Renew(call)) = self.calls.remove(&id) else {
+            return;
+        };
+        match event {
+            Event::Granted(grant) => {
+                self.session.failures = 0;
+                self.granted(&call, grant, now);
+            }
+            Event::Lost { .. } if self.session.failures == 0 => {
+                // The connection is gone, perhaps because the coordinator has restarted.
+                self.session.failures = 1;
+                self.end_watch();
+                self.arm_renewal(now);
+            }
+            _ => self.session_failed(now),
+        }
+    }
+
+    fn granted(&mut self, call: &RenewCall, grant: Grant, now: Time) {
+        let ours = grant.sid == self.session.sid || mutant!(M08);
+        if !ours || self.session.left {
+            return;
+        }
+        let sent = match self.session.sent.get(&grant.nonce).copied() {
+            Some(sent) if grant.nonce == call.nonce => sent,
+            _ if mutant!(M14) => self.session.sent.values().copied().max().unwrap_or(now),
+            _ => return,
+        };
+        let state = Mark {
+            catalog: grant.catalog,
+            epoch: grant.epoch,
+            rev: grant.rev,
+        };
+        if !self.believe(state, call.mark) {
+            return self.show();
+        }
+        let source = Source::Coordinator(call.coordinator);
+        self.sources.answered(source, now.since(sent));
+        // First, since marks of a new epoch are told from old ones by it.
+        self.raise_floor(state);
+        self.take_marks(grant.epoch, &grant.marks, true);
+        self.expect_anchor(sent, grant.rev);
+        if grant.lease_us > 0 {
+            self.session.lease = Duration::from_micros(grant.lease_us);
+            let from = if mutant!(M01) { now } else { sent };
+            let until = from + usable(self.session.lease);
+            self.sight.lease_until = self.sight.lease_until.max(Some(until));
+            self.arm_renewal(now + self.session.interval());
+        }
+        self.take_delta(&grant.delta, now);
+        self.show();
+        self.ack(call.coordinator, grant.epoch, grant.marks.newest());
+    }
+
+    /// Whether what the coordinator says of itself continues what was seen; `before` is what had
+    /// been seen when it was asked.
+    pub(super) fn believe(&mut self, state: Mark, before: Option<Mark>) -> bool {
+        if let Some(mark) = self.mark
+            && mark.catalog != state.catalog
+        {
+            return false;
+        }
+        if let Some(before) = before
+            && (state.epoch, state.rev) < (before.epoch, before.rev)
+            && self.mark.is_none_or(|mark| before.epoch == mark.epoch)
+        {
+            self.quarantine(before.rev, state.rev);
+            return false;
+        }
+        match self.mark {
+            Some(mark) if state.epoch < mark.epoch => return false,
+            Some(mark) if state.epoch > mark.epoch => self.begin_epoch(),
+            _ => {}
+        }
+        self.rollback.is_none()
+    }
+
+    pub(super) fn quarantine(&mut self, known: Revision, got: Revision) {
+        self.rollback = Some((known, got));
+        self.sight.quarantined = true;
+        self.sight.lease_until = None;
+        self.dirty = true;
+    }
+
+    /// A new epoch: nothing that was promised in the one before holds.
+    fn begin_epoch(&mut self) {
+        self.held.clear();
+        self.out.push(Output::ForgetHeld);
+        self.rollback = None;
+        self.session.acked = None;
+        self.session.anchor_wait = None;
+        self.session.whole = true;
+        if let Some(replica) = self.sight.replica.take() {
+            self.session.base = Some(replica);
+        }
+        self.sight = Sight {
+            floor: self.sight.floor,
+            ..Sight::default()
+        };
+        self.dirty = true;
+    }
+
+    /// The coordinator named this state: no answer from the replica may be older.
+    pub(super) fn raise_floor(&mut self, state: Mark) {
+        if self.mark.is_none_or(|known| state > known) {
+            self.mark = Some(state);
+            if !mutant!(X12) {
+                self.out.push(Output::Remember(state));
+            }
+        }
+        let floor = if mutant!(M16) { Some(state) } else { self.mark };
+        if self.sight.floor != floor {
+            self.sight.floor = floor;
+            self.dirty = true;
+        }
+    }
+
+    fn shown_rev(&self) -> Revision {
+        self.sight
+            .replica
+            .as_ref()
+            .map_or(Revision::ZERO, |replica| replica.rev())
+    }
+
+    fn take_marks(&mut self, epoch: Epoch, marks: &Marks, granted: bool) {
+        if self.mark.is_some_and(|mark| mark.epoch != epoch) {
+            return;
+        }
+        let mut set = MarkSet::clone(&self.sight.marks);
+        if granted && mutant!(M06) {
+            set = MarkSet::default();
+        }
+        set.rise(marks, self.shown_rev());
+        if set != *self.sight.marks {
+            self.sight.marks = Arc::new(set);
+            self.dirty = true;
+        }
+    }
+
+    /// Says that everything up to `rev` is marked; readers see it already.
+    fn ack(&mut self, coordinator: usize, epoch: Epoch, rev: Revision) {
+        let acked = (epoch, rev);
+        if rev == Revision::ZERO || self.session.acked >= Some(acked) {
+            return;
+        }
+        self.session.acked = Some(acked);
+        let sid = self.session.sid;
+        let ack = PrepAck { sid, epoch, rev };
+        self.out.push(Output::PrepAck { coordinator, ack });
+    }
+
+    fn prepare(&mut self, prepare: &Prepare, now: Time) {
+        let (epoch, rev) = (prepare.epoch, prepare.rev);
+        let foreign = self
+            .mark
+            .is_some_and(|mark| mark.catalog != prepare.catalog);
+        if foreign || self.session.left || self.rollback.is_some() {
+            return;
+        }
+        if self.mark.is_none_or(|mark| epoch > mark.epoch) {
+            // What is current in that epoch is not known here yet.
+            self.sight.lease_until = None;
+            self.dirty = true;
+            return self.show();
+        }
+        if self.mark.is_some_and(|mark| epoch < mark.epoch) {
+            return;
+        }
+        let coordinator = self.session.coordinator.unwrap_or_default();
+        if mutant!(M07) {
+            return self.ack(coordinator, epoch, rev);
+        }
+        self.take_marks(epoch, &prepare.marks, false);
+        self.show();
+        self.ack_again(coordinator, epoch, rev);
+        self.prefetch(&prepare.hints, now);
+    }
+
+    /// A prepare that comes again is acknowledged again: the first answer may be lost.
+    fn ack_again(&mut self, coordinator: usize, epoch: Epoch, rev: Revision) {
+        if self.session.acked >= Some((epoch, rev)) {
+            let sid = self.session.sid;
+            let ack = PrepAck { sid, epoch, rev };
+            return self.out.push(Output::PrepAck { coordinator, ack });
+        }
+        self.ack(coordinator, epoch, rev);
+    }
+
+    /// Gets bodies before anyone asks for them.
+    fn prefetch(&mut self, hints: &[Hint], now: Time) {
+        for hint in hints {
+            let wanted = match self.session.prefetch {
+                Prefetch::None => false,
+                Prefetch::Used => self.used.contains(&hint.name),
+                Prefetch::All => true,
+            };
+            if wanted && self.fetches.len() < MAX_PREFETCH {
+                let basis = Basis::pinned(now);
+                self.want_bytes(hint.hash, Some(hint.len), basis, Vec::new(), Vec::new());
+            }
+        }
+    }
+
+    fn release(&mut self, delta: &Delta, now: Time) {
+        let foreign = self.mark.is_some_and(|mark| mark.catalog != delta.catalog);
+        let old = self.mark.is_none_or(|mark| mark.epoch != delta.epoch);
+        if foreign || old || self.rollback.is_some() {
+            return;
+        }
+        self.raise_floor(Mark {
+            catalog: delta.catalog,
+            epoch: delta.epoch,
+            rev: delta.rev,
+        });
+        self.take_delta(delta, now);
+        self.show();
+    }
+
+    /// Brings the replica forward, if the delta follows it.
+    fn take_delta(&mut self, delta: &Delta, now: Time) {
+        let Some(replica) = self.sight.replica.clone() else {
+            return self.plan_update(now);
+        };
+        match replica.apply(delta, &*self.session.verifier.0) {
+            Ok(Some(next)) => self.adopt(next, Some(&replica), now),
+            Ok(None) => {}
+            Err(error) => self.bad_catalog(&error),
+        }
+        self.plan_update(now);
+    }
+
+    fn bad_catalog(&mut self, error: &ReplicaError) {
+        if let ReplicaError::Fork(rev) = error {
+            return self.quarantine(*rev, *rev);
+        }
+        let coordinator = self.session.coordinator.unwrap_or_default();
+        let hop = self.sources.hop(Source::Coordinator(coordinator));
+        let what = format!("sent a catalog that is refused: {error}");
+        self.out.push(Output::Misbehaved { hop, what });
+        self.session.whole = true;
+    }
+
+    /// The replica is this from now on; `before` is what it follows step by step.
+    fn adopt(&mut self, next: Replica, before: Option<&Replica>, now: Time) {
+        let newer = self.sight.replica.as_ref().is_none_or(|held| {
+            (next.epoch(), next.rev()) > (held.epoch(), held.rev()) || mutant!(M16)
+        });
+        let of_epoch = self.mark.is_none_or(|mark| mark.epoch <= next.epoch());
+        if !newer || !of_epoch {
+            return;
+        }
+        let rev = next.rev();
+        let next = Arc::new(next);
+        self.out.push(Output::Keep(match before {
+            Some(before) => Keep::Steps {
+                replica: Arc::clone(&next),
+                after: before.rev(),
+            },
+            None => Keep::Whole(Arc::clone(&next)),
+        }));
+        self.session.whole = false;
+        self.session.base = None;
+        self.raise_floor(Mark {
+            catalog: next.head().catalog,
+            epoch: next.epoch(),
+            rev,
+        });
+        self.sight.replica = Some(next);
+        let mut marks = MarkSet::clone(&self.sight.marks);
+        marks.clear_to(rev);
+        self.sight.marks = Arc::new(marks);
+        self.settle_anchor(now);
+        self.dirty = true;
+    }
+
+    /// A request that was sent at `sent` was answered with `rev`.
+    pub(super) fn expect_anchor(&mut self, sent: Time, rev: Revision) {
+        if self
+            .session
+            .anchor_wait
+            .is_none_or(|(before, _)| sent >= before)
+        {
+            self.session.anchor_wait = Some((sent, rev));
+        }
+        self.settle_anchor(sent);
+    }
+
+    fn settle_anchor(&mut self, _now: Time) {
+        let Some((sent, rev)) = self.session.anchor_wait else {
+            return;
+        };
+        let reached = self.sight.replica.as_ref().is_some_and(|replica| {
+            replica.rev() >= rev && self.mark.is_some_and(|mark| mark.epoch == replica.epoch())
+        });
+        if reached {
+            self.session.anchor_wait = None;
+            if self.sight.anchor < Some(sent) {
+                self.sight.anchor = Some(sent);
+                self.out.push(Output::Anchor(sent));
+                self.dirty = true;
+            }
+        }
+    }
+
+    fn is_behind(&self) -> bool {
+        match (&self.sight.replica, self.mark) {
+            (None, mark) => mark.is_some(),
+            (Some(replica), Some(mark)) => {
+                (replica.epoch(), replica.rev()) < (mark.epoch, mark.rev)
+            }
+            (Some(_), None) => false,
+        }
+    }
+
+    pub(super) fn plan_update(&mut self, now: Time) {
+        if self.session.left || self.session.update.is_some() || !self.is_behind() {
+            return;
+        }
+        let at = match self.sight.replica {
+            Some(_) => now + CATCH_UP_AFTER,
+            None => now,
+        };
+        if self.update_at.is_none_or(|planned| at < planned) {
+            if let Some(planned) = self.update_at.replace(at) {
+                self.timers.remove(&(planned, Timer::Update));
+            }
+            self.timers.insert((at, Timer::Update));
+        }
+    }
+
+    /// Asks for what the replica lacks, unless it has come meanwhile.
+    pub(super) fn update_due(&mut self, now: Time) {
+        self.update_at = None;
+        if self.session.update.is_some() || !self.is_behind() {
+            return;
+        }
+        let Some(coordinator) = self
+            .session
+            .coordinator
+            .or_else(|| self.sources.next_coordinator(&[]))
+        else {
+            return;
+        };
+        let call = self.new_call(Call::Update);
+        self.session.update = Some(call);
+        self.timers
+            .insert((now + UPDATE_TIMEOUT, Timer::UpdateLate(call)));
+        let held = self.sight.replica.clone().filter(|_| !self.session.whole);
+        match held {
+            Some(replica) => self.out.push(Output::GetDelta {
+                call,
+                coordinator,
+                request: GetDelta {
+                    epoch: replica.epoch(),
+                    from: replica.rev(),
+                },
+            }),
+            None => {
+                let base = self.sight.replica.as_ref().or(self.session.base.as_ref());
+                let have = base
+                    .map(|base| base.records().digests())
+                    .unwrap_or_default();
+                let request = GetCatalog { have };
+                self.out.push(Output::GetCatalog {
+                    call,
+                    coordinator,
+                    request,
+                });
+            }
+        }
+    }
+
+    pub(super) fn update_late(&mut self, call: CallId, now: Time) {
+        if self.session.update == Some(call) {
+            self.out.push(Output::Cancel(call));
+            self.end_update(call, now, false);
+        }
+    }
+
+    fn end_update(&mut self, call: CallId, now: Time, done: bool) {
+        self.calls.remove(&call);
+        self.session.update = None;
+        if done {
+            self.plan_update(now);
+        } else {
+            let at = now + RETRY;
+            self.update_at = Some(at);
+            self.timers.insert((at, Timer::Update));
+        }
+    }
+
+    pub(super) fn update_event(&mut self, id: CallId, event: Event, now: Time) {
+        if self.session.update != Some(id) {
+            self.calls.remove(&id);
+            return;
+        }
+        match event {
+            Event::Delta(delta) => {
+                self.updated_by_delta(&delta, now);
+                self.end_update(id, now, true);
+            }
+            Event::Catalog(diff) => {
+                let done = self.replaced_by(diff, now);
+                self.end_update(id, now, done);
+            }
+            Event::Refused(_) => {
+                // Compacted, or another epoch: only the whole catalog helps.
+                let again = !std::mem::replace(&mut self.session.whole, true);
+                self.end_update(id, now, again);
+            }
+            _ => self.end_update(id, now, false),
+        }
+        self.show();
+    }
+
+    fn updated_by_delta(&mut self, delta: &Delta, now: Time) {
+        let Some(replica) = self.sight.replica.clone() else {
+            return;
+        };
+        match replica.apply(delta, &*self.session.verifier.0) {
+            Ok(Some(next)) => self.adopt(next, Some(&replica), now),
+            Ok(None) => self.session.whole = true,
+            Err(error) => self.bad_catalog(&error),
+        }
+    }
+
+    fn replaced_by(&mut self, diff: CatalogDiff, now: Time) -> bool {
+        let base = self
+            .sight
+            .replica
+            .clone()
+            .or_else(|| self.session.base.clone());
+        match Replica::replace(base.as_deref(), diff, &*self.session.verifier.0) {
+            Ok(next) if self.is_of_catalog(next.head().catalog) => {
+                let forked = self
+                    .sight
+                    .replica
+                    .as_ref()
+                    .is_some_and(|held| held.contradicts(next.verified()));
+                if forked && !mutant!(X17) {
+                    self.quarantine(next.rev(), next.rev());
+                    return true;
+                }
+                self.adopt(next, None, now);
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                // What the base gave may be what is wrong.
+                self.session.base = None;
+                self.bad_catalog(&error);
+                false
+            }
+        }
+    }
+
+    fn is_of_catalog(&self, catalog: CatalogId) -> bool {
+        self.mark.is_none_or(|mark| mark.catalog == catalog)
+    }
+
+    /// Whether this worker keeps a session at all.
+    pub(super) fn session_is_wanted(&self) -> bool {
+        !self.session.left
+    }
+
+    /// Gives the lease back: first readers lose it, then the coordinator is told.
+    pub(super) fn leave(&mut self) {
+        if std::mem::replace(&mut self.session.left, true) {
+            return;
+        }
+        let coordinator = self.session.coordinator.unwrap_or_default();
+        let sid = self.session.sid;
+        let leave = Output::Leave { coordinator, sid };
+        if mutant!(X30) {
+            self.out.push(leave);
+            return;
+        }
+        self.sight.lease_until = None;
+        self.dirty = true;
+        self.show();
+        if !self.sources.is_alone() {
+            self.out.push(leave);
+        }
+        self.end_watch();
+    }
+
+    /// The machine may have been asleep: whatever was promised is asked for anew.
+    pub(super) fn resumed(&mut self, now: Time) {
+        self.sight.lease_until = None;
+        self.dirty = true;
+        self.show();
+        self.keep_session(now);
+    }
+
+    /// Shows readers what has changed, if anything has, and lets those go on that waited for it.
+    pub(super) fn show(&mut self) {
+        if std::mem::take(&mut self.dirty) {
+            self.out.push(Output::Show(Arc::new(self.sight.clone())));
+            self.shown = true;
+        }
+    }
+
+    /// What a failed read tells of the replica.
+    pub(super) fn hop_of_replica(&self, now: Time) -> HopFailure {
+        let reason = match (&self.sight.replica, self.sight.quarantined) {
+            (_, true) => "the coordinator went back, and nothing that it says is believed".into(),
+            (None, _) => "this worker holds no catalog yet".into(),
+            (Some(replica), _) if self.sight.leased(now) => format!(
+                "revision {} is held, revision {} was named",
+                replica.rev(),
+                self.mark.map_or(replica.rev(), |mark| mark.rev)
+            ),
+            (Some(replica), _) => format!("revision {} is held, without a lease", replica.rev()),
+        };
+        HopFailure {
+            hop: crate::answer::Hop::Disk,
+            reason,
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Reads that need no machine: under a lease, what is on disk is answered by the reader's own
+//! thread, without a lock that others wait for and without a packet.
+
+use crate::answer::{Answer, Freshness, Hop, Mode, Proof, Query, Snapshot, Target};
+use crate::catalog::{Content, Revision, Version};
+use crate::clock;
+use crate::proto::Time;
+use crate::proto::worker::{Local, Look, Sight, SightCell, look};
+use crate::spec::{Spec, SpecHash};
+
+/// The answer to a strict read by name, if it can be given at once. Whatever is in the way,
+/// damaged bytes or long ones among it, is the machine's matter.
+pub(super) fn answer(
+    sights: &impl SightCell,
+    load: impl FnOnce(SpecHash) -> Option<Local>,
+    query: &Query,
+) -> Option<Answer> {
+    let (Target::Name(name), Freshness::Strict) = (&query.target, query.freshness) else {
+        return None;
+    };
+    let (sight, now, Look::Serve(version, snapshot)) = look(sights, clock::now, name) else {
+        return None;
+    };
+    let spec = match version.content {
+        Content::Deleted => None,
+        Content::Present { hash, len } => match load(hash) {
+            Some(Local::Found(spec)) if spec.len() == len => Some(spec),
+            _ => return None,
+        },
+    };
+    Some(proven(&sight, version, snapshot, spec, now))
+}
+
+fn proven(
+    sight: &Sight,
+    version: Version,
+    snapshot: Snapshot,
+    spec: Option<Spec>,
+    now: Time,
+) -> Answer {
+    let age = sight.age(now).unwrap_or_default();
+    Answer {
+        spec,
+        proof: Proof {
+            mode: Mode::Lease,
+            snapshot: Some(snapshot),
+            record_rev: (version.rev > Revision::ZERO).then_some(version.rev),
+            source: Hop::Disk,
+            age_us: u64::try_from(age.as_micros()).unwrap_or(u64::MAX),
+        },
+        failed: Vec::new(),
+        took: clock::now().since(now),
+    }
+}
