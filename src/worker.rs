@@ -6,6 +6,7 @@ mod copy;
 mod engine;
 mod forward;
 mod head;
+mod keeper;
 mod leased;
 mod local;
 mod saver;

@@ -190,6 +190,11 @@ impl WorkerStore {
         }
     }
 
+    /// Where it is; `None` in memory.
+    pub fn dir(&self) -> Option<&Path> {
+        self.home.as_ref().map(|home| &*home.dir)
+    }
+
     /// The spec with `hash`, hashed anew, and counted as used now. It writes nothing and waits
     /// for no change: what it finds damaged is moved out by the next [`flush`](Self::flush) or
     /// [`write_uses`](Self::write_uses).

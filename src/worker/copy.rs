@@ -5,20 +5,26 @@
 //! base     1 | signed head            the revision that the records show
 //! records  2 | count u32 | records    some of the records at that revision
 //! step     3 | signed head | count u32 | changes    the next revision
+//! name     4 | text                                 one that this worker has read
 //! ```
 //!
 //! Nothing of it is believed before it has been checked against its heads again.
+
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
 use crate::catalog::{Change, HeadVerifier, Record, Revision, SignedHead};
 use crate::codec::{DecodeError, Reader, Writer};
+use crate::proto::limit::MAX_USED;
 use crate::proto::replica::Replica;
 use crate::proto::wire::{Delta, Step, WireChange};
+use crate::spec::SpecName;
 
 const BASE: u8 = 1;
 const RECORDS: u8 = 2;
 const STEP: u8 = 3;
+const NAME: u8 = 4;
 
 /// Records in one payload: about 64 KiB.
 const RECORDS_PER_PAYLOAD: usize = 1_024;
@@ -54,6 +60,28 @@ pub(super) fn steps(replica: &Replica, after: Revision) -> Vec<Vec<u8>> {
         rev = rev.next();
     }
     payloads
+}
+
+/// The payload of a name that was read.
+pub(super) fn name(name: &SpecName) -> Vec<u8> {
+    let mut w = Writer::new();
+    w.u8(NAME).text(name.as_str());
+    w.finish()
+}
+
+/// The names among `payloads`, and the other payloads in their order.
+pub(super) fn take_names(payloads: Vec<Bytes>) -> (BTreeSet<SpecName>, Vec<Bytes>) {
+    let mut names = BTreeSet::new();
+    let mut others = Vec::with_capacity(payloads.len());
+    for payload in payloads {
+        let mut r = Reader::new(&payload);
+        match (r.u8(), r.name(), r.end()) {
+            (Ok(NAME), Ok(name), Ok(())) if names.len() < MAX_USED => drop(names.insert(name)),
+            (Ok(NAME), ..) => {}
+            _ => others.push(payload),
+        }
+    }
+    (names, others)
 }
 
 fn count(len: usize) -> u32 {
@@ -127,7 +155,7 @@ fn head(r: &mut Reader<'_>) -> Result<SignedHead, DecodeError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -135,7 +163,7 @@ mod tests {
     use crate::proto::replica;
     use crate::spec::SpecHash;
 
-    fn key() -> HeadKey {
+    pub(in crate::worker) fn key() -> HeadKey {
         HeadKey::from_bytes([1; 32])
     }
 
@@ -153,11 +181,15 @@ mod tests {
     }
 
     /// A replica that was taken whole at revision 3 and followed to revision 20.
-    fn sample() -> Replica {
+    pub(in crate::worker) fn sample() -> Replica {
+        sample_to(20)
+    }
+
+    pub(in crate::worker) fn sample_to(last: u64) -> Replica {
         let mut records = Catalog::empty();
         let mut prev = HeadHash::NONE;
         let mut replica: Option<Replica> = None;
-        for number in 1..=20 {
+        for number in 1..=last {
             let rev = Revision::new(number);
             records = records.apply(rev, &[change(number)]);
             let head = Head {

@@ -9,6 +9,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::call::{CoordinatorLink, fetch};
+use super::keeper::{Keeper, Left};
 use super::leased;
 use super::saver::{self, Saver};
 use crate::answer::{Answer, GetError, Hop, HopFailure, Mode, Proof, Query, Target};
@@ -70,18 +71,31 @@ impl Engine {
         handle: &Handle,
     ) -> Result<Arc<Self>, RunError> {
         let disk = |error: &dyn std::error::Error| RunError::Disk(with_causes(error));
+        let verifier = Arc::new(Pinned(endpoint.identity().clone()));
+        let (keeper, left) = match store.dir().filter(|_| config.lease) {
+            Some(dir) => {
+                let (keeper, left) = Keeper::open(dir, &*verifier).map_err(|error| disk(&error))?;
+                (Some(keeper), left)
+            }
+            None => (None, Left::default()),
+        };
+        let mark = saver::mark(&store);
         let restored = Restored {
-            mark: saver::mark(&store),
+            mark,
+            // Of another catalog than the mark's it would never be used.
+            replica: left
+                .replica
+                .filter(|replica| mark.is_some_and(|mark| mark.catalog == replica.head().catalog)),
+            used: left.used,
             held: saver::held(&store).map_err(|error| disk(&error))?,
             ..Restored::default()
         };
-        let verifier = Arc::new(Pinned(endpoint.identity().clone()));
         let coordinators = config.coordinators.iter();
         let peers = config.peers.iter();
         let engine = Arc::new(Self {
             machine: Mutex::new(Worker::new(config, verifier, restored)),
             sight: Shown::default(),
-            saver: Saver::start(Arc::clone(&store)).map_err(RunError::Thread)?,
+            saver: Saver::start(Arc::clone(&store), keeper).map_err(RunError::Thread)?,
             coordinators: coordinators
                 .map(|addr| CoordinatorLink::new(&endpoint, addr))
                 .collect(),
@@ -192,7 +206,10 @@ impl Engine {
     fn carry_out_in_order(&self, output: &Output) -> bool {
         match output {
             Output::Show(sight) => self.sight.store(Arc::clone(sight)),
-            Output::Keep(_) | Output::Anchor(_) | Output::Use(_) => {}
+            Output::Keep(keep) => self.saver.keep(keep),
+            Output::Use(name) => self.saver.note_use(name.clone()),
+            // It would be of use only until the machine is restarted.
+            Output::Anchor(_) => {}
             Output::Hold(record) => self.saver.hold(record.clone()),
             Output::ForgetHeld => self.saver.forget_held(),
             Output::Remember(mark) => self.saver.remember(*mark),

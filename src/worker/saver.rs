@@ -4,12 +4,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::catalog::HeadHash;
-use crate::proto::worker::{HeldRecord, Mark};
-use crate::spec::{Spec, SpecHash};
+use super::keeper::Keeper;
+use crate::catalog::{HeadHash, Revision};
+use crate::proto::replica::Replica;
+use crate::proto::worker::{HeldRecord, Keep, Mark};
+use crate::spec::{Spec, SpecHash, SpecName};
 use crate::store::StoreError;
 use crate::store::cache::{Held, WorkerStore};
 use crate::store::mark::HighWater;
+use crate::store::replica::ReplicaError;
 
 /// Writes that may wait for the disk. A further body is not kept: it is a cache, and the reader
 /// has its answer already.
@@ -54,6 +57,10 @@ struct Waiting {
     mark: Option<Mark>,
     /// Not in the queue either: what names were is to be forgotten before the next write.
     forget_held: bool,
+    /// The newest copy of the catalog, and what the disk has of it; `None`: nothing of use.
+    copy: Option<(Arc<Replica>, Option<Revision>)>,
+    /// Names that were read for the first time.
+    used: Vec<SpecName>,
     /// How often that was said. A line that was handed over before the last time is not written.
     life: u64,
 }
@@ -83,7 +90,10 @@ impl Saver {
     ///
     /// # Errors
     /// What the operating system says when it gives no thread.
-    pub(super) fn start(store: Arc<WorkerStore>) -> std::io::Result<Self> {
+    pub(super) fn start(
+        store: Arc<WorkerStore>,
+        mut keeper: Option<Keeper>,
+    ) -> std::io::Result<Self> {
         let (queue, jobs) = mpsc::sync_channel(MAX_QUEUE);
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
@@ -91,7 +101,7 @@ impl Saver {
             .name("larder-store".into())
             .spawn(move || {
                 let mut clock = Clock::new(jobs);
-                run(&store, &theirs, || clock.wait());
+                run(&store, &theirs, keeper.as_mut(), || clock.wait());
             })?;
         Ok(Self {
             queue: Some(queue),
@@ -136,6 +146,18 @@ impl Saver {
     pub(super) fn remember(&self, mark: Mark) {
         self.shared.remember(mark);
         // If there is no room, the jobs that are there wake the thread.
+        self.send(Job::Look);
+    }
+
+    /// Keeps a copy of the catalog, soon.
+    pub(super) fn keep(&self, keep: &Keep) {
+        self.shared.keep(keep);
+        self.send(Job::Look);
+    }
+
+    /// Remembers that a name was read, soon.
+    pub(super) fn note_use(&self, name: SpecName) {
+        self.shared.lock().used.push(name);
         self.send(Job::Look);
     }
 
@@ -193,6 +215,21 @@ impl Shared {
         let mut waiting = self.lock();
         let known = waiting.mark.filter(|known| known.catalog == mark.catalog);
         waiting.mark = Some(known.map_or(mark, |known| known.max(mark)));
+    }
+
+    /// Of several copies the newest is written, as steps if all of them were.
+    fn keep(&self, keep: &Keep) {
+        let mut waiting = self.lock();
+        waiting.copy = Some(match keep {
+            Keep::Whole(replica) => (Arc::clone(replica), None),
+            Keep::Steps { replica, after } => {
+                let after = match &waiting.copy {
+                    Some((_, before)) => *before,
+                    None => Some(*after),
+                };
+                (Arc::clone(replica), after)
+            }
+        });
     }
 
     fn take(&self, hash: SpecHash) -> Option<Spec> {
@@ -272,7 +309,12 @@ impl Clock {
     }
 }
 
-fn run(store: &WorkerStore, shared: &Shared, mut wait: impl FnMut() -> Wake) {
+fn run(
+    store: &WorkerStore,
+    shared: &Shared,
+    mut keeper: Option<&mut Keeper>,
+    mut wait: impl FnMut() -> Wake,
+) {
     // Written since the last flush, and since the last look at the size of the disk.
     let (mut dirty, mut grown) = (false, false);
     let mut ticks = 0;
@@ -286,6 +328,9 @@ fn run(store: &WorkerStore, shared: &Shared, mut wait: impl FnMut() -> Wake) {
             }
             Wake::Tick { quiet } => {
                 note(store.mend().map(drop));
+                if let Some(keeper) = &mut keeper {
+                    note_copy(keeper.sync());
+                }
                 if dirty {
                     let flushed = store.flush();
                     dirty = flushed.is_err();
@@ -302,10 +347,17 @@ fn run(store: &WorkerStore, shared: &Shared, mut wait: impl FnMut() -> Wake) {
             }
             Wake::Ended => break,
         }
+        // The copy first: a mark without it costs a fetch, and no copy is believed before it is
+        // as new as the mark.
+        write_copy(shared, keeper.as_deref_mut());
         note(write_mark(store, shared));
     }
     note(forget_held(store, shared));
+    write_copy(shared, keeper.as_deref_mut());
     note(write_mark(store, shared));
+    if let Some(keeper) = &mut keeper {
+        note_copy(keeper.sync());
+    }
     if let Err(error) = store.sync() {
         tracing::warn!(
             error = &error as &dyn std::error::Error,
@@ -320,6 +372,32 @@ fn note(written: Result<(), StoreError>) {
         tracing::warn!(
             error = &error as &dyn std::error::Error,
             "the worker's store takes no writes; answers go on, from the network"
+        );
+    }
+}
+
+fn write_copy(shared: &Shared, keeper: Option<&mut Keeper>) {
+    let (copy, used) = {
+        let mut waiting = shared.lock();
+        (waiting.copy.take(), std::mem::take(&mut waiting.used))
+    };
+    let Some(keeper) = keeper else {
+        return;
+    };
+    for name in used {
+        note_copy(keeper.note_use(name));
+    }
+    if let Some((replica, after)) = copy {
+        note_copy(keeper.keep(&replica, after));
+    }
+}
+
+fn note_copy(written: Result<(), ReplicaError>) {
+    if let Err(error) = written {
+        metrics::counter!("larder_store_write_errors_total").increment(1);
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "the copy of the catalog is not written; the next change writes it anew"
         );
     }
 }

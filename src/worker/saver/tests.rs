@@ -30,7 +30,7 @@ enum Step<'a> {
 /// Runs the loop over `steps`; a look sees what the steps before it did.
 fn play(store: &WorkerStore, shared: &Shared, steps: Vec<Step<'_>>) {
     let mut steps = steps.into_iter();
-    run(store, shared, || {
+    run(store, shared, None, || {
         loop {
             match steps.next() {
                 Some(Step::Save(spec)) => {
