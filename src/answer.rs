@@ -62,13 +62,68 @@ pub enum Freshness {
     Strict,
     /// The same, but the coordinator is always asked: no clock is relied on.
     Verified,
-    /// Exactly what the name was at this revision.
+    /// Exactly what the name was at this revision of the newest epoch.
     At(Revision),
+    /// Exactly what the name was at this token's revision, in its catalog and epoch.
+    Run(RunToken),
     /// Not older than this token's revision.
     AtLeast(RunToken),
     /// Not older than any publish acknowledged this long before the read began.
     Bounded(Duration),
 }
+
+impl Freshness {
+    /// The one revision that is read, whatever is newest.
+    pub fn revision(self) -> Option<Revision> {
+        match self {
+            Self::At(rev) => Some(rev),
+            Self::Run(token) => Some(token.rev),
+            Self::Strict | Self::Verified | Self::AtLeast(_) | Self::Bounded(_) => None,
+        }
+    }
+}
+
+/// A snapshot that a reader names: `12`, or a run's token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// By number.
+    Revision(Revision),
+    /// By number, epoch and catalog.
+    Token(RunToken),
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Revision(rev) => rev.fmt(f),
+            Self::Token(token) => token.fmt(f),
+        }
+    }
+}
+
+impl FromStr for At {
+    type Err = AtParseError;
+
+    fn from_str(text: &str) -> Result<Self, AtParseError> {
+        let token = text.parse().map(Self::Token);
+        let rev = || text.parse().map(Self::Revision);
+        token.or_else(|_| rev()).map_err(|_| AtParseError)
+    }
+}
+
+impl From<At> for Freshness {
+    fn from(at: At) -> Self {
+        match at {
+            At::Revision(rev) => Self::At(rev),
+            At::Token(token) => Self::Run(token),
+        }
+    }
+}
+
+/// A text that is no [`At`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is a revision such as `12`, or a run's token `lr1:<catalog>:<epoch>:<revision>`")]
+pub struct AtParseError;
 
 /// The revision that a run resolves its definitions at.
 ///
@@ -85,6 +140,48 @@ pub struct RunToken {
 
 impl RunToken {
     const PREFIX: &str = "lr1:";
+
+    /// Whether a catalog in an epoch is the history that this token's revision belongs to.
+    ///
+    /// # Errors
+    /// [`GetError::OtherCatalog`] or [`GetError::OtherEpoch`]: the same number in another history
+    /// may be anything.
+    pub fn check(self, catalog: CatalogId, epoch: Epoch) -> Result<(), GetError> {
+        let token = self;
+        if self.catalog != catalog {
+            return Err(GetError::OtherCatalog { token, catalog });
+        }
+        match self.epoch == epoch {
+            true => Ok(()),
+            false => Err(GetError::OtherEpoch { token, epoch }),
+        }
+    }
+
+    /// Whether a catalog at a revision is not older than this token.
+    ///
+    /// # Errors
+    /// [`GetError::OtherCatalog`] or [`GetError::Future`].
+    pub fn check_reached(
+        self,
+        catalog: CatalogId,
+        epoch: Epoch,
+        newest: Revision,
+    ) -> Result<(), GetError> {
+        let token = self;
+        if self.catalog != catalog {
+            return Err(GetError::OtherCatalog { token, catalog });
+        }
+        if self.epoch > epoch {
+            return Err(GetError::OtherEpoch { token, epoch });
+        }
+        match (epoch, newest) >= (self.epoch, self.rev) {
+            true => Ok(()),
+            false => Err(GetError::Future {
+                at: self.rev,
+                newest,
+            }),
+        }
+    }
 }
 
 impl fmt::Display for RunToken {
@@ -114,6 +211,19 @@ impl FromStr for RunToken {
             None => Ok(token),
             Some(_) => Err(RunTokenError),
         }
+    }
+}
+
+impl Serialize for RunToken {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for RunToken {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -355,6 +465,26 @@ pub enum GetError {
         /// What was tried.
         hops: Vec<HopFailure>,
     },
+    /// The token names a revision of another catalog.
+    #[error("the token is of catalog {}, the one that is read is {catalog}", token.catalog)]
+    OtherCatalog {
+        /// What was asked for.
+        token: RunToken,
+        /// The catalog that this node belongs to.
+        catalog: CatalogId,
+    },
+    /// The token names a revision of another epoch, whose number means something else now.
+    #[error(
+        "revision {} of epoch {} cannot be read, the catalog is in epoch {epoch}",
+        token.rev,
+        token.epoch
+    )]
+    OtherEpoch {
+        /// What was asked for.
+        token: RunToken,
+        /// The epoch that the catalog is in.
+        epoch: Epoch,
+    },
     /// The coordinator went back in time: its answers are not believed until an operator decides.
     #[error("the coordinator went back to revision {got} after {known} had been seen")]
     Quarantined {
@@ -399,7 +529,9 @@ impl GetError {
             Self::Compacted { .. } => Code::Compacted.as_str(),
             Self::Future { .. } => Code::Future.as_str(),
             Self::Deadline { .. } => "deadline",
-            Self::WrongCatalog { .. } => "wrong-catalog",
+            Self::WrongCatalog { .. } | Self::OtherCatalog { .. } => "wrong-catalog",
+            Self::OtherEpoch { token, epoch } if token.epoch > *epoch => Code::Future.as_str(),
+            Self::OtherEpoch { .. } => Code::Compacted.as_str(),
             Self::Quarantined { .. } => "quarantined",
             Self::Busy => Code::Busy.as_str(),
             Self::Disk { .. } => Code::Disk.as_str(),
@@ -411,14 +543,8 @@ impl GetError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NoFreshnessProof { name, last, .. } => Some(match last {
-                Some(LastKnown {
-                    seen_rev,
-                    hash: Some(hash),
-                    ..
-                }) => format!(
-                    "to take an older one on purpose: `larder get {name} --at {seen_rev}` or `larder get {hash}`"
-                ),
-                _ => "check the coordinator and the path to it; `larder status` shows both".into(),
+                Some(last) => older_on_purpose(name, last),
+                None => "check the coordinator and the path to it; `larder status` shows both".into(),
             }),
             Self::NotHeld { .. } => {
                 Some("a revision that this worker has read before works without a coordinator".into())
@@ -431,12 +557,48 @@ impl GetError {
             Self::WrongCatalog { .. } => Some(
                 "check the coordinator addresses; a worker that moved to another cluster needs an empty store".into(),
             ),
+            Self::OtherCatalog { .. } => {
+                Some("a token holds for the cluster that gave it; `larder run-token` gives one".into())
+            }
+            Self::OtherEpoch { .. } => Some(
+                "the catalog was restored since; `larder run-token` gives a token of its new epoch".into(),
+            ),
             Self::Quarantined { .. } => Some(
                 "if the coordinator was restored from a backup, start it once with `--new-epoch`".into(),
             ),
             Self::Future { .. } | Self::Busy | Self::Disk { .. } | Self::Draining => None,
         }
     }
+}
+
+/// The ways to read what is known, each of which says on purpose that it may be old.
+fn older_on_purpose(name: &SpecName, last: &LastKnown) -> String {
+    let mut ways = vec![format!("`larder get {name} --at {}`", last.seen_rev)];
+    if let Some(hash) = last.hash {
+        ways.push(format!("`larder get {hash}`"));
+    }
+    if let Some(enough) = last.age_ms.and_then(enough_staleness) {
+        ways.push(format!("`larder get {name} --max-staleness {enough}`"));
+    }
+    format!("to take an older one on purpose: {}", ways.join(" or "))
+}
+
+/// A round bound that something this old meets for some seconds to come: age grows while a person
+/// types, and a worker takes off what clocks may drift apart.
+fn enough_staleness(age_ms: u64) -> Option<&'static str> {
+    const ROUND: [(&str, u64); 8] = [
+        ("30s", 30),
+        ("2m", 120),
+        ("10m", 600),
+        ("1h", 3_600),
+        ("6h", 6 * 3_600),
+        ("1d", 24 * 3_600),
+        ("7d", 7 * 24 * 3_600),
+        ("30d", 30 * 24 * 3_600),
+    ];
+    let wanted = age_ms.saturating_add(age_ms / 100).saturating_add(10_000);
+    let fits = |(_, seconds): &&(&str, u64)| seconds * 1_000 >= wanted;
+    ROUND.iter().find(fits).map(|(text, _)| *text)
 }
 
 /// Any request that failed, in the one form that local HTTP, QUIC and the command line share.
@@ -527,5 +689,65 @@ impl From<GetError> for Failure {
             _ => {}
         }
         failure
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token() -> RunToken {
+        RunToken {
+            catalog: CatalogId::from_bytes([1; 16]),
+            epoch: Epoch::new(2),
+            rev: Revision::new(7),
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_named_by_a_number_or_by_a_token() {
+        assert_eq!("12".parse(), Ok(At::Revision(Revision::new(12))));
+        let text = token().to_string();
+        assert_eq!(text.parse(), Ok(At::Token(token())));
+        for bad in ["", "-1", "lr1:", "lr2:00:1:2", &format!("{text}:1")] {
+            assert!(bad.parse::<At>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_token_holds_for_its_own_history_alone() {
+        let token = token();
+        assert_eq!(token.check(token.catalog, token.epoch), Ok(()));
+        let other = CatalogId::from_bytes([9; 16]);
+        let code = |catalog, epoch| token.check(catalog, epoch).map_err(|error| error.code());
+        assert_eq!(code(other, token.epoch), Err("wrong-catalog"));
+        assert_eq!(code(token.catalog, Epoch::new(3)), Err("compacted"));
+        assert_eq!(code(token.catalog, Epoch::new(1)), Err("future-revision"));
+    }
+
+    #[test]
+    fn without_proof_the_hint_names_every_way_to_take_an_older_one() {
+        let mut last = LastKnown {
+            record_rev: Revision::new(3),
+            seen_rev: Revision::new(5),
+            hash: Some(SpecHash::of(b"x")),
+            age_ms: Some(14_000),
+        };
+        let hint = |last: LastKnown| {
+            let error = GetError::NoFreshnessProof {
+                name: "etl/a".parse().expect("a name"),
+                last: Some(last),
+                hops: Vec::new(),
+            };
+            error.hint().expect("a hint")
+        };
+        let all = hint(last);
+        for way in ["etl/a --at 5`", "get b3:", "--max-staleness 30s`"] {
+            assert!(all.contains(way), "{way} is not in {all}");
+        }
+        last.age_ms = Some(25_000);
+        assert!(hint(last).contains("--max-staleness 2m`"));
+        last.age_ms = None;
+        assert!(!hint(last).contains("max-staleness"), "no bound would do");
     }
 }

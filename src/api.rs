@@ -13,10 +13,14 @@ pub(crate) mod site;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
-use crate::answer::{Answer, Failure, Query};
+use crate::answer::{Answer, Failure, Query, RunToken};
 use crate::proto::code::Code;
-use crate::proto::wire::{GetLog, List, Listing, Log, Publish, PublishName, PublishedRev};
+use crate::proto::limit::MAX_PIN;
+use crate::proto::wire::{
+    GetLog, List, Listing, Log, Pinned, Pins, Publish, PublishName, PublishedRev,
+};
 use crate::spec::{NameError, Spec, SpecHash, SpecName, Syntax};
 
 /// A future that an [`Api`] method returns.
@@ -43,6 +47,22 @@ pub trait Api: Send + Sync {
 
     /// What the node thinks of itself, one JSON object.
     fn status(&self) -> Reply<'_, serde_json::Value>;
+
+    /// The revision that a run resolves all its definitions at: nothing that was acknowledged
+    /// before the call is missing in it. Read at it with
+    /// [`Freshness::Run`](crate::answer::Freshness::Run), and [`pin`](Self::pin) it if the run may
+    /// outlive the retention of old revisions.
+    fn run_token(&self) -> Reply<'_, RunToken>;
+
+    /// Keeps a token's revision readable for at most [`MAX_PIN`]; the pin is durable when this
+    /// returns `Ok`. A revision that is no longer retained fails with code `compacted`.
+    fn pin(&self, token: RunToken, keep: Duration) -> Reply<'_, Pinned>;
+
+    /// Lets a pinned revision go before its time, by the number of its pin.
+    fn unpin(&self, id: u64) -> Reply<'_, Pinned>;
+
+    /// Every live pin, the oldest first.
+    fn pins(&self) -> Reply<'_, Pins>;
 
     /// Which of these bodies the coordinator lacks.
     fn missing(&self, hashes: Vec<SpecHash>) -> Reply<'_, Vec<SpecHash>> {
@@ -93,6 +113,19 @@ pub async fn publish_one(
         }],
     })
     .await
+}
+
+/// How long a pin lives, in milliseconds.
+///
+/// # Errors
+/// Code `invalid` for no time at all, and for more than [`MAX_PIN`].
+pub(crate) fn pin_ms(keep: Duration) -> Result<u64, Failure> {
+    if keep.is_zero() || keep > MAX_PIN {
+        let days = MAX_PIN.as_secs() / (24 * 3600);
+        let message = format!("a pin lives between 1 ms and {days} days");
+        return Err(Failure::new(Code::Invalid.as_str(), message));
+    }
+    Ok(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX).max(1))
 }
 
 fn read_only<T: Send + 'static>() -> Reply<'static, T> {

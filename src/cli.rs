@@ -23,11 +23,13 @@ mod logging;
 mod ls;
 mod option;
 mod output;
+mod pins;
 mod publish;
 mod records;
 mod restore;
 mod revert;
 mod rm;
+mod run_token;
 mod screen;
 mod status;
 mod table;
@@ -67,6 +69,10 @@ enum Command {
     Publish(publish::Args),
     Revert(revert::Args),
     Rm(rm::Args),
+    RunToken(run_token::Args),
+    Pin(pins::PinArgs),
+    Pins(pins::ListArgs),
+    Unpin(pins::UnpinArgs),
     Status(status::Args),
     Coordinator(coordinator::Args),
     Worker(worker::Args),
@@ -116,6 +122,10 @@ fn run(line: Line, screen: &mut Screen<'_>) -> anyhow::Result<()> {
         Command::Publish(args) => wait(publish::run(&args, &global, screen)),
         Command::Revert(args) => wait(revert::run(&args, &global, screen)),
         Command::Rm(args) => wait(rm::run(&args, &global, screen)),
+        Command::RunToken(args) => wait(run_token::run(&args, &global, screen)),
+        Command::Pin(args) => wait(pins::pin(&args, &global, screen)),
+        Command::Pins(args) => wait(pins::list(&args, &global, screen)),
+        Command::Unpin(args) => wait(pins::unpin(&args, &global, screen)),
         Command::Status(args) => wait(status::run(&args, &global, screen)),
         Command::Backup(args) => wait(backup::run(&args, &global, screen)),
         Command::Coordinator(args) => coordinator::run(&args, &global),

@@ -1,12 +1,14 @@
 //! A member that speaks QUIC for itself: what a command does on a machine without a daemon.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
-use crate::answer::{Answer, Query};
+use crate::answer::{Answer, Freshness, Query, RunToken};
 use crate::api::{Api, Reply};
 use crate::config::{Address, ClientConfig, IdentityPaths, LocalConfig, StoreChoice, WorkerConfig};
 use crate::daemon::{self, RunError};
-use crate::proto::wire::{GetLog, List, Listing, Log, Publish, PublishedRev};
+use crate::proto::wire::{GetLog, List, Listing, Log, Pinned, Pins, Publish, PublishedRev};
+use crate::proto::worker::Prefetch;
 use crate::spec::{Spec, SpecHash, Syntax};
 use crate::worker::Worker;
 
@@ -43,6 +45,10 @@ impl Client {
             store: StoreChoice::None,
             store_budget: MEMORY,
             deadline: config.deadline,
+            // It is over before a lease would pay.
+            lease: false,
+            prefetch: Prefetch::None,
+            freshness: Freshness::Strict,
         };
         Ok(Self(Worker::open(&config, loaded)?))
     }
@@ -88,6 +94,22 @@ impl Api for Client {
         self.0.remote_status()
     }
 
+    fn run_token(&self) -> Reply<'_, RunToken> {
+        self.0.api().run_token()
+    }
+
+    fn pin(&self, token: RunToken, keep: Duration) -> Reply<'_, Pinned> {
+        self.0.api().pin(token, keep)
+    }
+
+    fn unpin(&self, id: u64) -> Reply<'_, Pinned> {
+        self.0.api().unpin(id)
+    }
+
+    fn pins(&self) -> Reply<'_, Pins> {
+        self.0.api().pins()
+    }
+
     fn missing(&self, hashes: Vec<SpecHash>) -> Reply<'_, Vec<SpecHash>> {
         self.0.api().missing(hashes)
     }
@@ -103,7 +125,92 @@ impl Api for Client {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::api::conformance;
+    use crate::config::{CoordinatorConfig, LogConfig, LogFormat};
+    use crate::coordinator::Coordinator;
+    use crate::identity::Role;
+    use crate::trust::issue::{self, NODE_VALIDITY, Order};
+
+    fn identity(dir: &Path, role: Role) -> IdentityPaths {
+        let order = Order {
+            role,
+            name: "n".into(),
+            valid_for: NODE_VALIDITY,
+            out: None,
+            force: false,
+        };
+        let dir = issue::issue(dir, &order).expect("issued").dir;
+        IdentityPaths {
+            cert: dir.join("cert.pem"),
+            key: dir.join("key.pem"),
+            ca: dir.join("ca.pem"),
+            trust: dir.join("trust.yaml"),
+            head_key: Some(dir.join("head.key")).filter(|_| role == Role::Coordinator),
+            allow_group_readable_key: false,
+        }
+    }
+
+    fn coordinator(dir: &Path) -> Coordinator {
+        issue::init(dir, "test").expect("a CA");
+        Coordinator::start(&CoordinatorConfig {
+            identity: identity(dir, Role::Coordinator),
+            local: LocalConfig {
+                socket: dir.join("c.sock"),
+                socket_group: None,
+                http: None,
+            },
+            log: log(),
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            store: StoreChoice::Directory(dir.join("c")),
+            max_spec_len: 1 << 20,
+            lease: Duration::from_secs(6),
+            new_epoch: false,
+        })
+        .expect("a coordinator")
+    }
+
+    fn log() -> LogConfig {
+        LogConfig {
+            filter: "info".into(),
+            format: LogFormat::Human,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_keeps_the_contract_in_its_own_process() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let coordinator = coordinator(dir.path());
+        conformance::check(coordinator.api()).await;
+        coordinator.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_publishers_client_keeps_the_contract_over_quic() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = dir.path();
+        let coordinator = coordinator(dir);
+        let address = coordinator.local_addr().to_string();
+        let config = ClientConfig {
+            socket: None,
+            worker_sockets: Vec::new(),
+            coordinator_sockets: Vec::new(),
+            coordinators: Vec::new(),
+            coordinators_asked_for: true,
+            identity: None,
+            identity_searched: Vec::new(),
+            deadline: Duration::from_secs(10),
+            max_spec_len: 1 << 20,
+            log: log(),
+        };
+        let addresses = [address.parse().expect("an address")];
+        let identity = identity(dir, Role::Publisher);
+        let client = Client::open(&config, &addresses, &identity).expect("a client");
+        conformance::check(&client).await;
+        coordinator.stop().await;
+    }
 
     #[test]
     fn a_client_of_loopback_coordinators_binds_loopback() {

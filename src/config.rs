@@ -24,7 +24,10 @@ pub use self::error::ConfigError;
 pub use self::field::Field;
 pub use self::layer::{Options, Origin, Sources, Surroundings};
 use self::pick::Picker;
-pub use self::value::{Address, Invalid, duration};
+pub use self::value::{Address, Invalid, duration, staleness};
+use crate::answer::Freshness;
+use crate::proto::limit::{DEFAULT_LEASE, MAX_LEASE, MIN_LEASE};
+use crate::proto::worker::Prefetch;
 use crate::spec::MAX_SPEC_LEN;
 
 /// Most coordinator addresses: a name with several is tried one after the other, each for up to
@@ -146,6 +149,10 @@ pub struct CoordinatorConfig {
     /// publish and per read. Workers have no limit of their own below 16 MiB: one that refused
     /// what its coordinator took would fail reads of a good definition.
     pub max_spec_len: u64,
+    /// How long a worker may answer without asking again, 200 ms to 10 min; zero (`off`): no
+    /// worker may. Default 6 s. A longer one lets readers work through longer cuts of the network,
+    /// and lets a worker that dies without a word delay publishes by as much.
+    pub lease: Duration,
     /// Start a new epoch: the operator says that going back was meant. Only a flag.
     pub new_epoch: bool,
 }
@@ -173,6 +180,16 @@ pub struct WorkerConfig {
     pub store_budget: u64,
     /// How long a read may take unless it says otherwise, up to 1 h. Default 10 s.
     pub deadline: Duration,
+    /// Whether it keeps a copy of the catalog and holds a lease: `on` or `off`; a span of time,
+    /// which is for the coordinator, is `on` too. Default on; off costs a round trip to the
+    /// coordinator per read.
+    pub lease: bool,
+    /// Which bodies it fetches before anyone asks: `used` (those of names that it has read),
+    /// `all`, `none`. Default used; all costs a body per worker and publish.
+    pub prefetch: Prefetch,
+    /// What a read gets that says nothing of freshness: `strict`, or `bounded:60s`. Default
+    /// strict. Each answer says which mode held.
+    pub freshness: Freshness,
 }
 
 /// Configuration of a command that asks a node.
@@ -236,6 +253,7 @@ impl CoordinatorConfig {
             store: store(&mut pick)?,
             max_spec_len: max_spec_len(&mut pick)?,
             local: local(&mut pick)?,
+            lease: pick.or(Field::Lease, default::LEASE, lease)?,
             identity: pick.identity()?,
             log: log(&mut pick)?,
             new_epoch: pick.or(Field::NewEpoch, "false", value::boolean)?,
@@ -283,6 +301,11 @@ impl WorkerConfig {
             coordinators,
             peers: pick.list(Field::Peers, MAX_PEERS)?,
             deadline: deadline(&mut pick)?,
+            lease: pick.or(Field::Lease, default::KEEP_LEASE, |text| {
+                Ok(!lease(text)?.is_zero())
+            })?,
+            prefetch: pick.or(Field::Prefetch, default::PREFETCH, prefetch)?,
+            freshness: pick.or(Field::Freshness, default::FRESHNESS, freshness)?,
             local: local(&mut pick)?,
             identity: pick.identity()?,
             log: log(&mut pick)?,
@@ -364,6 +387,42 @@ fn deadline(pick: &mut Picker<'_>) -> Result<Duration, ConfigError> {
         _ => Err(Invalid("a deadline is between 1ms and 1h".into())),
     };
     pick.or(Field::Deadline, default::DEADLINE, bounded)
+}
+
+fn lease(text: &str) -> Result<Duration, Invalid> {
+    match text {
+        "0" | "off" | "false" => return Ok(Duration::ZERO),
+        // Of how long a lease is, the coordinator alone decides; one file may serve both.
+        "on" | "true" => return Ok(DEFAULT_LEASE),
+        _ => {}
+    }
+    match duration(text)? {
+        lease if (MIN_LEASE..=MAX_LEASE).contains(&lease) || lease.is_zero() => Ok(lease),
+        _ => Err(Invalid(format!(
+            "a lease lasts between {} ms and {} s; `off` gives none",
+            MIN_LEASE.as_millis(),
+            MAX_LEASE.as_secs()
+        ))),
+    }
+}
+
+fn prefetch(text: &str) -> Result<Prefetch, Invalid> {
+    match text {
+        "all" => Ok(Prefetch::All),
+        "used" => Ok(Prefetch::Used),
+        "none" => Ok(Prefetch::None),
+        _ => Err(Invalid("it is `all`, `used` or `none`".into())),
+    }
+}
+
+fn freshness(text: &str) -> Result<Freshness, Invalid> {
+    match text.split_once(':') {
+        None if text == "strict" => Ok(Freshness::Strict),
+        Some(("bounded", bound)) => Ok(Freshness::Bounded(staleness(bound)?)),
+        _ => Err(Invalid(
+            "it is `strict`, or `bounded:` and a span of time, such as `bounded:60s`".into(),
+        )),
+    }
 }
 
 fn max_spec_len(pick: &mut Picker<'_>) -> Result<u64, ConfigError> {

@@ -98,9 +98,7 @@ impl Coordinator {
             StoreChoice::Directory(_) => Some(head_key(&identity)?),
         };
         let opened = match (&config.store, &head_key) {
-            (StoreChoice::Directory(dir), Some(key)) => {
-                Some(open(dir, key.clone(), config.max_spec_len)?)
-            }
+            (StoreChoice::Directory(dir), Some(key)) => Some(open(dir, key.clone(), config)?),
             _ => None,
         };
         let options = EndpointOptions {
@@ -202,7 +200,7 @@ fn start_engine(
 fn open(
     dir: &Path,
     key: HeadKey,
-    max_spec_len: u64,
+    config: &CoordinatorConfig,
 ) -> Result<(Vault, Machine, [u8; 32]), RunError> {
     let mut ledger: Option<Result<Ledger, ReplayError>> = None;
     let (mut vault, opened) = Vault::open(dir, DEFAULT_CACHE_BYTES, |entry| {
@@ -239,7 +237,8 @@ fn open(
         "store open"
     );
     let options = Options {
-        max_spec_len,
+        max_spec_len: config.max_spec_len,
+        lease: config.lease,
         ..Options::default()
     };
     let machine = Machine::new(

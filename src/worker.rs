@@ -9,6 +9,7 @@ mod head;
 mod keeper;
 mod leased;
 mod local;
+mod run;
 mod saver;
 mod service;
 
@@ -27,7 +28,7 @@ use crate::daemon::{self, RunError};
 use crate::identity::Role;
 use crate::net::{Endpoint, EndpointOptions, Limits, Port, Runtime};
 use crate::proto::wire::SessionId;
-use crate::proto::worker::{Config, Prefetch};
+use crate::proto::worker::Config;
 use crate::spec::{MAX_SPEC_LEN, NameError, SpecName};
 use crate::store::cache::{self, WorkerStore};
 use crate::trust::Identity;
@@ -60,6 +61,8 @@ pub(crate) struct Node {
     deadline: Duration,
     /// For what is forwarded; reads have an order of their own.
     preferred: Preferred,
+    /// What a read gets that says nothing of freshness.
+    freshness: Freshness,
     store_dir: Option<PathBuf>,
     started: Instant,
 }
@@ -75,6 +78,14 @@ impl Node {
 
     fn started(&self) -> Instant {
         self.started
+    }
+
+    fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    fn default_freshness(&self) -> Freshness {
+        self.freshness
     }
 }
 
@@ -153,8 +164,8 @@ impl Worker {
             peers: config.peers.iter().map(ToString::to_string).collect(),
             seed: rand::random(),
             sid: SessionId::new(rand::random()),
-            lease: true,
-            prefetch: Prefetch::default(),
+            lease: config.lease,
+            prefetch: config.prefetch,
         };
         let engine = Engine::new(&machine, Arc::new(store), endpoint, runtime.handle())?;
         runtime.handle().spawn(keep_links(Arc::downgrade(&engine)));
@@ -163,6 +174,7 @@ impl Worker {
             runtime: Mutex::new(Some(runtime)),
             deadline: config.deadline,
             preferred: Preferred::default(),
+            freshness: config.freshness,
             store_dir: match &config.store {
                 StoreChoice::Directory(dir) => Some(dir.clone()),
                 StoreChoice::None => None,
@@ -183,6 +195,12 @@ impl Worker {
             deadline: self.0.deadline,
         };
         Ok(self.query(query).await?)
+    }
+
+    /// What the configuration gives to reads that say nothing of freshness: a caller that wants
+    /// that asks for it by this, since [`Worker::get`] never weakens what it was asked for.
+    pub fn default_freshness(&self) -> Freshness {
+        self.0.freshness
     }
 
     /// Reads one definition.

@@ -4,11 +4,13 @@
 //! returns all of them as text, so that two ways to the same node can be compared: nothing may be
 //! lost in translation.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::Api;
-use crate::answer::{Answer, Failure, Freshness, Mode, Query, Target};
-use crate::catalog::Revision;
+use crate::answer::{Answer, Failure, Freshness, Mode, Query, RunToken, Target};
+use crate::catalog::{CatalogId, Revision};
 use crate::proto::wire::{GetLog, List, Listing, Log, Publish, PublishName};
 use crate::spec::{Spec, SpecHash, SpecName, Syntax};
 
@@ -24,6 +26,7 @@ pub(crate) async fn check(api: &dyn Api) -> Vec<String> {
     check_reads(api, &mut seen).await;
     check_lists(api, &mut seen).await;
     check_log(api, &mut seen).await;
+    check_runs(api, &mut seen).await;
     seen
 }
 
@@ -195,6 +198,59 @@ async fn check_log(api: &dyn Api, seen: &mut Vec<String>) {
     let all = note(seen, api.log(all).await).expect("log");
     assert_eq!(revs(&all), [6, 5, 4, 3, 2, 1]);
     assert!(all.entries.iter().all(|entry| entry.version.is_none()));
+}
+
+/// A run takes a token, keeps its revision and reads at it; no other history will do.
+async fn check_runs(api: &dyn Api, seen: &mut Vec<String>) {
+    let token = note(seen, api.run_token().await).expect("a token");
+    assert_eq!(token.rev, Revision::new(6));
+    let reading = |freshness| Query {
+        freshness,
+        ..strict("other")
+    };
+    let read = api
+        .get(reading(Freshness::Run(token)))
+        .await
+        .expect("there");
+    assert_eq!((bytes_of(&read), read.proof.mode), (Some(OLD), Mode::At));
+    let read = api.get(reading(Freshness::AtLeast(token))).await;
+    assert_eq!(bytes_of(&read.expect("there")), Some(OLD));
+
+    let next = RunToken {
+        rev: token.rev.next(),
+        ..token
+    };
+    let early = note(seen, api.get(reading(Freshness::AtLeast(next))).await);
+    assert_eq!(code(&early), "future-revision");
+    let other = RunToken {
+        catalog: CatalogId::from_bytes([0xee; 16]),
+        ..token
+    };
+    let later = RunToken {
+        epoch: token.epoch.next(),
+        ..token
+    };
+    for (foreign, expected) in [(other, "wrong-catalog"), (later, "future-revision")] {
+        let read = api.get(reading(Freshness::Run(foreign))).await;
+        assert_eq!(code(&read), expected);
+    }
+    check_pins(api, token, other).await;
+}
+
+async fn check_pins(api: &dyn Api, token: RunToken, other: RunToken) {
+    let hour = Duration::from_secs(3_600);
+    assert_eq!(code(&api.pin(token, Duration::ZERO).await), "invalid");
+    let long = crate::proto::limit::MAX_PIN + Duration::from_secs(1);
+    assert_eq!(code(&api.pin(token, long).await), "invalid");
+    assert_eq!(code(&api.pin(other, hour).await), "wrong-catalog");
+
+    let pinned = api.pin(token, hour).await.expect("pinned");
+    assert_eq!(pinned.rev, token.rev);
+    let pins = api.pins().await.expect("listed").pins;
+    assert_eq!(pins, std::slice::from_ref(&pinned));
+    assert_eq!(api.unpin(pinned.id).await, Ok(pinned.clone()));
+    assert_eq!(code(&api.unpin(pinned.id).await), "not-found");
+    assert!(api.pins().await.expect("listed").pins.is_empty());
 }
 
 fn note<T: std::fmt::Debug>(seen: &mut Vec<String>, got: T) -> T {

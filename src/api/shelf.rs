@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Api, Reply};
+use super::{Api, Reply, pin_ms};
 use crate::answer::{
-    Answer, Failure, Freshness, GetError, Hop, HopFailure, Mode, Proof, Query, Snapshot, Target,
+    Answer, Failure, Freshness, GetError, Hop, HopFailure, Mode, Proof, Query, RunToken, Snapshot,
+    Target,
 };
 use crate::catalog::{CatalogId, Epoch, IdempotencyKey, Revision};
 use crate::proto::code::{Code, Refusal};
 use crate::proto::wire::{
-    GetLog, List, Listing, Log, LogEntry, Publish, PublishName, PublishedRev, Waited, WireVersion,
+    GetLog, List, Listing, Log, LogEntry, Pinned, Pins, Publish, PublishName, PublishedRev, Waited,
+    WireVersion,
 };
 use crate::spec::{Spec, SpecHash, SpecName, Syntax};
 
@@ -28,6 +30,9 @@ struct State {
     revisions: Vec<Published>,
     keys: BTreeMap<IdempotencyKey, (Publish, PublishedRev)>,
     faults: BTreeMap<SpecName, GetError>,
+    pins: Vec<Pinned>,
+    pinned: u64,
+    leased: bool,
 }
 
 struct Published {
@@ -49,17 +54,34 @@ impl Shelf {
         self.state().faults.insert(name, error);
     }
 
+    /// Strict reads need not ask from now on.
+    pub(crate) fn lease(&self) {
+        self.state().leased = true;
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().expect("no test panics in here")
     }
 
     fn read(&self, query: Query) -> Result<Answer, Failure> {
         let state = self.state();
-        let (name, at) = match (query.target, query.freshness) {
+        let (name, freshness) = match (query.target, query.freshness) {
             (Target::Hash(hash), _) => return state.pinned(hash),
-            (Target::Name(name), Freshness::At(rev)) => (name, Some(rev)),
-            (Target::Name(name), _) => (name, None),
+            (Target::Name(name), freshness) => (name, freshness),
         };
+        let at = freshness.revision();
+        let mode = match freshness {
+            Freshness::Strict if state.leased => Mode::Lease,
+            Freshness::Strict | Freshness::Verified => Mode::Asked,
+            Freshness::At(_) | Freshness::Run(_) => Mode::At,
+            Freshness::AtLeast(_) => Mode::AtLeast,
+            Freshness::Bounded(_) => Mode::Bounded,
+        };
+        match freshness {
+            Freshness::Run(token) => token.check(CATALOG, EPOCH)?,
+            Freshness::AtLeast(token) => token.check_reached(CATALOG, EPOCH, state.newest())?,
+            _ => {}
+        }
         if let Some(error) = state.faults.get(&name) {
             return Err(error.clone().into());
         }
@@ -74,7 +96,7 @@ impl Shelf {
         Ok(Answer {
             spec: bytes.cloned().map(Spec::new),
             proof: Proof {
-                mode: if at.is_some() { Mode::At } else { Mode::Asked },
+                mode,
                 snapshot: Some(snapshot),
                 record_rev: version.map(|version| version.rev),
                 source: Hop::Coordinator("[::1]:7457".into()),
@@ -230,6 +252,21 @@ impl State {
         }
     }
 
+    fn pin(&mut self, wanted: RunToken, keep: Duration) -> Result<Pinned, Failure> {
+        wanted.check(CATALOG, EPOCH)?;
+        let until_unix_ms = pin_ms(keep)?;
+        self.readable(Some(wanted.rev))?;
+        self.pinned += 1;
+        let pin = Pinned {
+            id: self.pinned,
+            rev: wanted.rev,
+            until_unix_ms,
+            by: "local".into(),
+        };
+        self.pins.push(pin.clone());
+        Ok(pin)
+    }
+
     fn pinned(&self, hash: SpecHash) -> Result<Answer, Failure> {
         let Some(bytes) = self.bodies.get(&hash) else {
             return Err(GetError::NoBytes {
@@ -250,6 +287,14 @@ impl State {
             failed: Vec::new(),
             took: Duration::from_micros(5),
         })
+    }
+}
+
+fn token(rev: Revision) -> RunToken {
+    RunToken {
+        catalog: CATALOG,
+        epoch: EPOCH,
+        rev,
     }
 }
 
@@ -281,6 +326,29 @@ impl Api for Shelf {
 
     fn status(&self) -> Reply<'_, serde_json::Value> {
         soon(Ok(serde_json::json!({ "role": "shelf", "names": 1 })))
+    }
+
+    fn run_token(&self) -> Reply<'_, RunToken> {
+        let rev = self.state().newest();
+        soon(Ok(token(rev)))
+    }
+
+    fn pin(&self, token: RunToken, keep: Duration) -> Reply<'_, Pinned> {
+        soon(self.state().pin(token, keep))
+    }
+
+    fn unpin(&self, id: u64) -> Reply<'_, Pinned> {
+        let pins = &mut self.state().pins;
+        let found = pins.iter().position(|pin| pin.id == id);
+        soon(match found {
+            Some(index) => Ok(pins.remove(index)),
+            None => Err(refuse(Code::NotFound, "no such pin")),
+        })
+    }
+
+    fn pins(&self) -> Reply<'_, Pins> {
+        let pins = self.state().pins.clone();
+        soon(Ok(Pins { pins }))
     }
 
     fn missing(&self, mut hashes: Vec<SpecHash>) -> Reply<'_, Vec<SpecHash>> {

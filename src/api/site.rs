@@ -44,6 +44,7 @@ impl Site {
             listen: any_port(),
             store,
             max_spec_len: MAX_SPEC_LEN,
+            lease: Duration::from_secs(6),
             new_epoch: false,
         })
         .expect("a coordinator")
@@ -61,6 +62,9 @@ impl Site {
             store: StoreChoice::None,
             store_budget: 64 << 20,
             deadline: Duration::from_secs(10),
+            lease: who.contains("worker"),
+            prefetch: crate::proto::worker::Prefetch::None,
+            freshness: crate::answer::Freshness::Strict,
         }
     }
 

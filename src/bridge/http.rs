@@ -5,7 +5,7 @@
 //!
 //! | route | answer |
 //! | --- | --- |
-//! | `GET /v1/specs/{name}?at=&deadline_ms=` | the exact bytes; `ETag` is the hash, the proof is in the `Larder-*` headers |
+//! | `GET /v1/specs/{name}?at=&deadline_ms=` | the exact bytes; `ETag` is the hash, the proof is in the `Larder-*` headers. Instead of `at=`, which takes a revision or a run's token, one of `at_least=<token>`, `max_staleness=30s`, `verified=true`, `strict=true`; with none of them the node's default holds |
 //! | `PUT /v1/specs/{name}?expect=&note=&key=&validate=false` | `{catalog, epoch, rev, changed, hash}` |
 //! | `DELETE /v1/specs/{name}?expect=&note=&key=` | the same, `hash` is null |
 //! | `GET /v1/specs?prefix=&after=&limit=&at=&deleted=true` | `{catalog, epoch, rev, records, more}` |
@@ -14,6 +14,10 @@
 //! | `POST /v1/missing` with `{hashes}` | `{missing}` |
 //! | `POST /v1/publish` with `{key?, note?, changes: [{name, hash, len, expect?}]}` | `{catalog, epoch, rev, changed}` |
 //! | `GET /v1/log?name=&before=&limit=` | `{catalog, epoch, oldest, entries, more}` |
+//! | `GET /v1/run-token` | `{token, catalog, epoch, rev}` |
+//! | `GET /v1/pins` | `{pins}`, Unix socket only |
+//! | `POST /v1/pins` with `{token, for_ms?}` | `{id, rev, until_unix_ms, by}`, Unix socket only |
+//! | `DELETE /v1/pins/{id}` | the same, Unix socket only |
 //! | `GET /v1/status` | one JSON object |
 //! | `GET /v1/backup` | a backup of the catalog, Unix socket only |
 //! | `GET /healthz`, `/readyz`, `/metrics` | text |
@@ -54,6 +58,7 @@ use std::time::Duration;
 pub use self::client::HttpClient;
 pub use self::server::{HttpOptions, Listeners, ServeError, Server, UnixOptions};
 pub use self::socket::SocketError;
+use crate::answer::Freshness;
 use crate::api::Api;
 use crate::proto::limit::DEFAULT_DEADLINE;
 
@@ -123,6 +128,11 @@ pub trait Node: Send + Sync {
 
     /// Whether it takes publishes.
     fn writable(&self) -> bool;
+
+    /// What a read gets that says nothing of freshness.
+    fn default_freshness(&self) -> Freshness {
+        Freshness::Strict
+    }
 
     /// Largest spec that it takes, in bytes.
     fn max_spec_len(&self) -> u64;

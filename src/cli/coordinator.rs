@@ -13,6 +13,7 @@ use super::option::{DaemonArgs, GlobalArgs};
 #[command(after_help = "EXAMPLES
   larder coordinator --certs certs/coordinator/c1
   larder coordinator --listen 0.0.0.0:7457 --store /srv/larder
+  larder coordinator --lease 2s            a dead worker delays a publish by 2 s at most
   larder coordinator --store none          hold no catalog, say so to whoever asks
   larder config check coordinator          show every option and its origin")]
 pub(crate) struct Args {
@@ -22,6 +23,9 @@ pub(crate) struct Args {
     /// Key that signs heads, instead of DIR/head.key
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     head_key: Option<String>,
+    /// How long a worker may answer without asking again, up to 10m, or off [env: LARDER_LEASE]
+    #[arg(long, value_name = "TIME")]
+    lease: Option<String>,
     /// Start a new epoch, so that workers accept a catalog that went back on purpose
     #[arg(long)]
     new_epoch: bool,
@@ -35,6 +39,7 @@ pub(crate) fn run(args: &Args, global: &GlobalArgs) -> anyhow::Result<()> {
         flags
             .set(Field::MaxSpecLen, args.max_spec_len.as_ref())
             .set(Field::HeadKey, args.head_key.as_ref())
+            .set(Field::Lease, args.lease.as_ref())
             .set_switch(Field::NewEpoch, args.new_epoch);
     });
     let config = CoordinatorConfig::load(&sources)?.config;

@@ -74,6 +74,9 @@ const ARCHIVED_LEN: usize = 16 << 10;
 /// Bytes of its body that pass before the coordinator is killed.
 const CUT_AFTER: u64 = 300_000;
 
+/// Short, so that nobody waits long for the end of one.
+const LEASE: Duration = Duration::from_secs(1);
+
 pub(crate) fn run(
     args: &Args,
     _global: &GlobalArgs,
@@ -180,8 +183,8 @@ impl Demo {
         let answer = strict(worker, CHILD).await?;
         self.check(answer.proof.source == Hop::Disk, "it came from disk")?;
         self.check(
-            answer.proof.mode == Mode::Asked,
-            "the coordinator said it is current",
+            matches!(answer.proof.mode, Mode::Asked | Mode::Lease),
+            "it is proven to be current",
         )?;
         show(screen, "w1", CHILD, &answer)
     }
@@ -233,7 +236,8 @@ impl Demo {
             strict(peer, LARGE).await?;
         }
         forwarder.kill_after(CUT_AFTER, self.site.pid("c1")?);
-        let answer = strict(three, LARGE).await?;
+        // Asked, so that the bytes come with the answer.
+        let answer = verified(three, LARGE).await?;
         self.check(
             forwarder.has_fired(),
             "the coordinator was killed in mid-body",
@@ -259,7 +263,7 @@ impl Demo {
             status["revision"] == rev.get(),
             "its newest revision is the acknowledged one",
         )?;
-        let answer = strict(three, LARGE).await?;
+        let answer = verified(three, LARGE).await?;
         self.check(answer.proof.mode == Mode::Asked, "workers reach it again")?;
         show(screen, "w3", LARGE, &answer)?;
         Ok(())
@@ -278,12 +282,18 @@ impl Demo {
         self.site.terminate("c1").await?;
         self.begin(
             screen,
-            "the coordinator is stopped: a read by name fails closed",
+            "the coordinator is stopped: once the lease is over, a read by name fails closed",
         )?;
         let began = Instant::now();
-        let failure = match strict(two, CHILD).await {
-            Ok(answer) => anyhow::bail!("it was answered from {}", answer.proof.source),
-            Err(failure) => failure,
+        let failure = loop {
+            match strict(two, CHILD).await {
+                // Nothing can be published meanwhile, so this is still current.
+                Ok(answer) if answer.proof.mode == Mode::Lease && began.elapsed() < LEASE * 2 => {
+                    tokio::time::sleep(LEASE / 20).await;
+                }
+                Ok(answer) => anyhow::bail!("it was answered from {}", answer.proof.source),
+                Err(failure) => break failure,
+            }
         };
         self.check(
             failure.code == "no-freshness-proof",
@@ -404,12 +414,20 @@ fn is_coordinator(answer: &Answer) -> bool {
 }
 
 async fn strict(client: &HttpClient, target: &str) -> Result<Answer, Failure> {
+    read(client, target, Freshness::Strict).await
+}
+
+async fn verified(client: &HttpClient, target: &str) -> Result<Answer, Failure> {
+    read(client, target, Freshness::Verified).await
+}
+
+async fn read(client: &HttpClient, target: &str, freshness: Freshness) -> Result<Answer, Failure> {
     let target = target
         .parse()
         .map_err(|error| Failure::new("invalid", format!("{target}: {error}")))?;
     client
         .get(Query {
-            freshness: Freshness::Strict,
+            freshness,
             ..Query::strict(target)
         })
         .await

@@ -5,11 +5,13 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
-use larder::answer::{Answer, Failure, Freshness, Hop, Mode, Proof, Query, Snapshot, Target};
+use larder::answer::{
+    Answer, Failure, Freshness, Hop, Mode, Proof, Query, RunToken, Snapshot, Target,
+};
 use larder::api::{Api, Reply};
 use larder::catalog::{CatalogId, Epoch, Revision};
 use larder::proto::wire::{
-    GetLog, List, Listing, Log, LogEntry, Publish, PublishedRev, WireVersion,
+    GetLog, List, Listing, Log, LogEntry, Pinned, Pins, Publish, PublishedRev, WireVersion,
 };
 use larder::spec::{Spec, SpecHash, SpecName, Syntax};
 
@@ -32,6 +34,11 @@ struct State {
     /// How often the bodies get lost right before a publish.
     forgets: u32,
     page: Option<usize>,
+    pins: Vec<Pinned>,
+    /// What `status` says, instead of the revision.
+    status: Option<serde_json::Value>,
+    /// How long a publish waits.
+    publish_takes: Duration,
 }
 
 impl Fake {
@@ -68,6 +75,16 @@ impl Fake {
     /// Answers lists in pages of this length.
     pub(crate) fn page_by(&self, len: usize) {
         self.0.lock().expect("no test panics inside").page = Some(len);
+    }
+
+    /// Answers `status` with this.
+    pub(crate) fn say(&self, status: serde_json::Value) {
+        self.0.lock().expect("no test panics inside").status = Some(status);
+    }
+
+    /// Lets every publish wait.
+    pub(crate) fn publish_takes(&self, time: Duration) {
+        self.0.lock().expect("no test panics inside").publish_takes = time;
     }
 
     /// Every publish so far.
@@ -170,10 +187,7 @@ impl State {
     }
 
     fn get(&self, query: &Query) -> Answer {
-        let at = match query.freshness {
-            Freshness::At(rev) => rev,
-            _ => self.rev(),
-        };
+        let at = query.freshness.revision().unwrap_or_else(|| self.rev());
         let version = match &query.target {
             Target::Name(name) => self.records(at).get(name).copied(),
             Target::Hash(_) => None,
@@ -260,7 +274,12 @@ impl State {
 
 impl Api for Fake {
     fn get(&self, query: Query) -> Reply<'_, Answer> {
-        self.with_state(|state| Ok(state.get(&query)))
+        self.with_state(|state| {
+            if let Freshness::Run(token) = query.freshness {
+                token.check(CATALOG, EPOCH)?;
+            }
+            Ok(state.get(&query))
+        })
     }
 
     fn list(&self, list: List) -> Reply<'_, Listing> {
@@ -272,7 +291,49 @@ impl Api for Fake {
     }
 
     fn status(&self) -> Reply<'_, serde_json::Value> {
-        self.with_state(|state| Ok(serde_json::json!({ "rev": state.rev() })))
+        self.with_state(|state| {
+            let rev = serde_json::json!({ "rev": state.rev() });
+            Ok(state.status.clone().unwrap_or(rev))
+        })
+    }
+
+    fn run_token(&self) -> Reply<'_, RunToken> {
+        self.with_state(|state| {
+            Ok(RunToken {
+                catalog: CATALOG,
+                epoch: EPOCH,
+                rev: state.rev(),
+            })
+        })
+    }
+
+    fn pin(&self, token: RunToken, keep: Duration) -> Reply<'_, Pinned> {
+        self.with_state(|state| {
+            token.check(CATALOG, EPOCH)?;
+            let pin = Pinned {
+                id: state.pins.len() as u64 + 1,
+                rev: token.rev,
+                until_unix_ms: u64::try_from(keep.as_millis()).unwrap_or(u64::MAX),
+                by: "local".into(),
+            };
+            state.pins.push(pin.clone());
+            Ok(pin)
+        })
+    }
+
+    fn unpin(&self, id: u64) -> Reply<'_, Pinned> {
+        self.with_state(|state| {
+            let found = state.pins.iter().position(|pin| pin.id == id);
+            let none = || Failure::new("not-found", format!("there is no pin {id}"));
+            Ok(state.pins.remove(found.ok_or_else(none)?))
+        })
+    }
+
+    fn pins(&self) -> Reply<'_, Pins> {
+        self.with_state(|state| {
+            let pins = state.pins.clone();
+            Ok(Pins { pins })
+        })
     }
 
     fn missing(&self, hashes: Vec<SpecHash>) -> Reply<'_, Vec<SpecHash>> {
@@ -292,7 +353,13 @@ impl Api for Fake {
     }
 
     fn publish(&self, publish: Publish) -> Reply<'_, PublishedRev> {
-        self.with_state(|state| state.publish(publish))
+        let wait = self.0.lock().expect("no test panics inside").publish_takes;
+        Box::pin(async move {
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+            self.with_state(|state| state.publish(publish)).await
+        })
     }
 }
 
@@ -303,7 +370,9 @@ pub(crate) fn run_on(
 ) -> anyhow::Result<(String, String)> {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let mut screen = Screen::new(&mut out, &mut err, json);
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()?;
     let result = runtime.block_on(command(&mut screen));
     drop(screen);
     result?;

@@ -1,9 +1,12 @@
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
-use larder::answer::{Answer, Freshness, Query, Snapshot, Target};
+use larder::answer::{Answer, At, Freshness, Mode, Proof, Query, RunToken, Snapshot, Target};
 use larder::api::Api;
-use larder::catalog::Revision;
-use larder::config::ClientConfig;
+use larder::config::{Surroundings, staleness};
 use serde_json::json;
 
 use super::complaint::Complaint;
@@ -13,25 +16,31 @@ use super::option::{ClientArgs, GlobalArgs};
 use super::output;
 use super::records::did_you_mean;
 use super::screen::Screen;
+use super::timestamp::seconds;
 
 /// Print a definition that is proven to be the current one.
 ///
 /// The exact bytes go to stdout. A name is answered only with proof that no newer definition was
 /// published before the command began; without proof it fails with exit code 4 and says what was
-/// tried. A read at a revision or by hash needs no such proof and works while cut off.
+/// tried. A read at a revision or by hash needs no such proof and works while cut off. Only
+/// --max-staleness takes an answer that may be old.
+///
+/// Without a flag, LARDER_REVISION means --at and LARDER_AT_LEAST means --at-least, so that all
+/// tasks of a run read one snapshot.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "EXAMPLES
   larder get etl/daily                     what is current
   larder get etl/daily -v > daily.yaml     the same, with its proof on stderr
   larder get etl/daily --at 12             what it was at revision 12
+  larder get etl/daily --at \"$(larder run-token)\"
+  larder get etl/daily --max-staleness 30s works through a short cut of the network
   larder get b3:4d5e... -o daily.yaml      exactly these bytes
   larder get etl/daily --json | jq .proof")]
 pub(crate) struct Args {
     /// A name such as etl/daily, or a hash b3:...
     target: Target,
-    /// Read the name as it was at this revision
-    #[arg(long, value_name = "REV")]
-    at: Option<Revision>,
+    #[command(flatten)]
+    how: FreshnessArgs,
     /// Write to this file, whole or not at all
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -42,26 +51,90 @@ pub(crate) struct Args {
     client: ClientArgs,
 }
 
+/// How fresh the answer must be; one at most, and none means: proven to be current.
+#[derive(Debug, Default, clap::Args)]
+#[group(multiple = false)]
+struct FreshnessArgs {
+    /// Read the name as it was at this revision, or at a run's token [env: LARDER_REVISION]
+    #[arg(long, value_name = "REV|TOKEN")]
+    at: Option<At>,
+    /// Read what is not older than this run's token [env: LARDER_AT_LEAST]
+    #[arg(long, value_name = "TOKEN")]
+    at_least: Option<RunToken>,
+    /// Take an answer that was current this long ago, such as 30s
+    #[arg(long, value_name = "TIME", value_parser = staleness)]
+    max_staleness: Option<Duration>,
+    /// Ask the coordinator even under a lease, so that no clock is relied on
+    #[arg(long)]
+    verified: bool,
+}
+
+impl FreshnessArgs {
+    /// What the flags say.
+    fn said(&self) -> Option<Freshness> {
+        let verified = self.verified.then_some(Freshness::Verified);
+        let at = self.at.map(Freshness::from);
+        let at_least = self.at_least.map(Freshness::AtLeast);
+        let bounded = self.max_staleness.map(Freshness::Bounded);
+        at.or(at_least).or(bounded).or(verified)
+    }
+}
+
+/// What a run's variables say: one of them at most.
+fn of_environment(variables: &Variables) -> Result<Option<Freshness>, Complaint> {
+    let at = variable::<At>(variables, "LARDER_REVISION")?.map(Freshness::from);
+    let at_least = variable(variables, "LARDER_AT_LEAST")?.map(Freshness::AtLeast);
+    if at.is_some() && at_least.is_some() {
+        let message = "LARDER_REVISION and LARDER_AT_LEAST are both set";
+        return Err(Complaint::new(Exit::Usage, message).hint("unset one, or give a flag"));
+    }
+    Ok(at.or(at_least))
+}
+
+type Variables = BTreeMap<OsString, OsString>;
+
+/// An empty variable is one that is not set.
+fn variable<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(
+    variables: &Variables,
+    name: &str,
+) -> Result<Option<T>, Complaint> {
+    let Some(value) = variables.get(OsStr::new(name)).filter(|v| !v.is_empty()) else {
+        return Ok(None);
+    };
+    let text = value.to_string_lossy();
+    text.parse().map(Some).map_err(|error| {
+        Complaint::new(Exit::Usage, format!("environment {name}=`{text}`")).because(error)
+    })
+}
+
 pub(crate) async fn run(
     args: &Args,
     global: &GlobalArgs,
     screen: &mut Screen<'_>,
 ) -> anyhow::Result<()> {
     let config = global.client(&args.client)?;
-    let query = query(args, &config)?;
+    let variables = Surroundings::of_this_process().variables;
+    let query = query(args, &variables, config.deadline)?;
     let api = connect(&config, Purpose::Read).await?;
     get(&*api, query, args, screen).await
 }
 
-fn query(args: &Args, config: &ClientConfig) -> Result<Query, Complaint> {
-    if matches!((&args.target, args.at), (Target::Hash(_), Some(_))) {
-        let message = "a hash is the same at every revision";
-        return Err(Complaint::new(Exit::Usage, message).hint("leave `--at` out"));
-    }
+fn query(args: &Args, variables: &Variables, deadline: Duration) -> Result<Query, Complaint> {
+    let said = args.how.said();
+    let freshness = match (&args.target, said) {
+        (Target::Hash(_), Some(_)) => {
+            let message = "a hash is the same at every revision and never out of date";
+            let hint = "leave `--at`, `--at-least`, `--max-staleness` and `--verified` out";
+            return Err(Complaint::new(Exit::Usage, message).hint(hint));
+        }
+        (Target::Hash(_), None) => Freshness::Strict,
+        (Target::Name(_), Some(said)) => said,
+        (Target::Name(_), None) => of_environment(variables)?.unwrap_or_default(),
+    };
     Ok(Query {
         target: args.target.clone(),
-        freshness: args.at.map_or(Freshness::Strict, Freshness::At),
-        deadline: config.deadline,
+        freshness,
+        deadline,
     })
 }
 
@@ -91,10 +164,7 @@ async fn get(
 
 /// The error for a name that is proven not to exist.
 pub(crate) async fn absent(api: &dyn Api, query: &Query, answer: &Answer) -> Complaint {
-    let at = match query.freshness {
-        Freshness::At(rev) => Some(rev),
-        _ => None,
-    };
+    let at = query.freshness.revision();
     let when = at.map_or_else(String::new, |rev| format!(" at revision {rev}"));
     let message = match answer.proof.record_rev {
         Some(rev) => format!("`{}` was deleted in revision {rev}", query.target),
@@ -123,12 +193,24 @@ fn describe(target: &Target, answer: &Answer) -> String {
     if let Some(Snapshot { rev, epoch, .. }) = proof.snapshot {
         words.push(format!("read at revision {rev} of epoch {epoch}"));
     }
-    words.push(format!("mode {}", proof.mode));
+    words.push(format!("mode {} ({})", proof.mode, reason(proof)));
     words.push(format!("from {}", proof.source));
-    words.push(format!("age {} us", proof.age_us));
     words.push(format!("took {} us", answer.took.as_micros()));
     let failed = answer.failed.iter().map(|hop| format!("\n  tried {hop}"));
     words.join(", ") + &failed.collect::<String>()
+}
+
+/// Why the answer is right, in words.
+fn reason(proof: &Proof) -> String {
+    let age = seconds(Duration::from_micros(proof.age_us));
+    match proof.mode {
+        Mode::Lease => format!("current under a lease, heard from the coordinator {age} ago"),
+        Mode::Asked => format!("the coordinator was asked {age} ago"),
+        Mode::At => "what it was at that revision never changes".into(),
+        Mode::AtLeast => "not older than the token".into(),
+        Mode::Bounded => format!("may be old: known to be current {age} ago"),
+        Mode::Pinned => "the hash proves the bytes".into(),
+    }
 }
 
 fn to_json(target: &Target, answer: &Answer) -> serde_json::Value {
@@ -146,14 +228,98 @@ fn to_json(target: &Target, answer: &Answer) -> serde_json::Value {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+    use larder::catalog::Revision;
+
     use super::super::complaint::as_text;
     use super::super::fake::{Fake, run_on};
     use super::*;
 
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    const TOKEN: &str = "lr1:07070707070707070707070707070707:1:1";
+
+    fn line(flags: &[&str]) -> Result<Args, String> {
+        let words = ["get"].iter().chain(flags);
+        let line = Line::try_parse_from(words).map_err(|error| error.to_string());
+        line.map(|line| line.args)
+    }
+
+    fn variables(pairs: &[(&str, &str)]) -> Variables {
+        let pairs = pairs.iter();
+        pairs
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect()
+    }
+
+    #[test]
+    fn one_flag_says_how_fresh_and_wins_over_the_environment() {
+        let wanted = |flags: &[&str], pairs: &[(&str, &str)]| {
+            let args = line(flags).expect("good flags");
+            query(&args, &variables(pairs), Duration::from_secs(1)).map(|query| query.freshness)
+        };
+        let token: RunToken = TOKEN.parse().expect("a token");
+        let at = Freshness::At(Revision::new(4));
+        let run = [("LARDER_REVISION", TOKEN)];
+        let least = [("LARDER_AT_LEAST", TOKEN)];
+        let ok = |got: Result<Freshness, Complaint>| got.expect("good");
+        assert_eq!(ok(wanted(&["a"], &[])), Freshness::Strict);
+        assert_eq!(ok(wanted(&["a", "--at", "4"], &run)), at);
+        assert_eq!(ok(wanted(&["a"], &run)), Freshness::Run(token));
+        assert_eq!(ok(wanted(&["a"], &[("LARDER_REVISION", "4")])), at);
+        assert_eq!(ok(wanted(&["a"], &least)), Freshness::AtLeast(token));
+        assert_eq!(
+            ok(wanted(&["a", "--verified"], &least)),
+            Freshness::Verified
+        );
+        let bounded = Freshness::Bounded(Duration::from_secs(30));
+        assert_eq!(ok(wanted(&["a", "--max-staleness", "30s"], &[])), bounded);
+
+        let both = [run[0], least[0]];
+        let error = wanted(&["a"], &both).expect_err("which one?");
+        assert_eq!(error.exit(), Exit::Usage);
+        let error = wanted(&["a"], &[("LARDER_REVISION", "soon")]).expect_err("no revision");
+        assert!(
+            error.to_string().contains("LARDER_REVISION=`soon`"),
+            "{error}"
+        );
+        let hash = larder::spec::SpecHash::of(b"x").to_string();
+        assert!(wanted(&[&hash, "--verified"], &[]).is_err());
+        assert_eq!(ok(wanted(&[&hash], &run)), Freshness::Strict);
+    }
+
+    #[test]
+    fn two_flags_and_nonsense_are_refused() {
+        let refused = |flags: &[&str]| line(flags).expect_err("refused");
+        let two = refused(&["a", "--at", "1", "--verified"]);
+        assert!(two.contains("cannot be used with"), "{two}");
+        for flags in [
+            ["a", "--at", "soon"],
+            ["a", "--at-least", "12"],
+            ["a", "--max-staleness", "0s"],
+        ] {
+            refused(&flags);
+        }
+    }
+
+    #[test]
+    fn a_token_of_another_epoch_is_refused_and_never_read_by_its_number() {
+        let fake = Fake::with(&[("a", "one")]);
+        let mut args = args("a");
+        args.how.at = Some(TOKEN.parse().expect("a token"));
+        assert_eq!(shown(&fake, &args, false).expect("there").0, "one");
+        args.how.at = Some(TOKEN.replace(":1:1", ":2:1").parse().expect("a token"));
+        assert!(shown(&fake, &args, false).is_err());
+    }
+
     fn args(target: &str) -> Args {
         Args {
             target: target.parse().expect("good"),
-            at: None,
+            how: FreshnessArgs::default(),
             output: None,
             verbose: false,
             client: ClientArgs::default(),
@@ -161,8 +327,7 @@ mod tests {
     }
 
     fn shown(fake: &Fake, args: &Args, json: bool) -> Result<(String, String), anyhow::Error> {
-        let mut query = Query::strict(args.target.clone());
-        query.freshness = args.at.map_or(Freshness::Strict, Freshness::At);
+        let query = query(args, &Variables::new(), Duration::from_secs(1))?;
         run_on(json, async |screen| get(fake, query, args, screen).await)
     }
 
@@ -206,7 +371,7 @@ mod tests {
         let error = shown(&fake, &args("a"), false).expect_err("deleted");
         assert_eq!(error.to_string(), "`a` was deleted in revision 2");
         let mut old = args("a");
-        old.at = Some(Revision::new(1));
+        old.how.at = Some(At::Revision(Revision::new(1)));
         assert_eq!(shown(&fake, &old, false).expect("there").0, "one");
     }
 

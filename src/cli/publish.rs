@@ -2,6 +2,7 @@ mod plan;
 mod progress;
 mod send;
 mod tree;
+mod wait;
 
 use std::io;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use serde_json::json;
 
 use self::plan::{Definition, Rules};
 pub(super) use self::send::with_key;
+pub(super) use self::wait::publish as patiently;
 use super::complaint::Complaint;
 use super::connect::{Purpose, connect};
 use super::exit::Exit;
@@ -26,7 +28,8 @@ use super::screen::Screen;
 ///
 /// Every file is checked before anything is sent: UTF-8, size, YAML, name. Only bodies that the
 /// coordinator lacks travel. When the command returns, the revision is on disk and every strict
-/// read sees it; readers see all of it or nothing.
+/// read sees it; readers see all of it or nothing. For that it waits until each worker with a
+/// lease has answered, or until the lease of one that does not answer has ended.
 ///
 /// A directory is walked with its sub-folders; etl/daily.yaml becomes `etl/daily`. Only *.yaml
 /// and *.yml count; files that begin with a dot and symbolic links that lead out of the directory
@@ -64,6 +67,9 @@ pub(crate) struct Args {
     /// Check, compare with what is current, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Say on stderr whom the publish waits for, also when that is no terminal
+    #[arg(short, long)]
+    verbose: bool,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -131,7 +137,7 @@ async fn publish(
         note: args.note.clone(),
         changes: definitions.iter().map(change).collect(),
     };
-    let published = send::send(api, definitions, &request).await?;
+    let published = send::send(api, definitions, &request, args.verbose).await?;
     Ok(report(&request.changes, &published, screen)?)
 }
 
@@ -199,12 +205,18 @@ pub(super) fn report(
         screen.line(format_args!("{hash:15}  {}", change.name))?;
     }
     match changed {
-        0 => screen.line(format_args!("nothing changed, revision {rev}")),
+        0 => screen.line(format_args!("nothing changed, revision {rev}"))?,
         _ => screen.line(format_args!(
             "revision {rev}, {changed} of {} names changed",
             changes.len()
-        )),
+        ))?,
     }
+    if let Some(waited) = wait::describe(waited) {
+        // On a terminal, what was done stands above how long it took.
+        screen.flush()?;
+        screen.say(waited);
+    }
+    Ok(())
 }
 
 /// A key that nobody used before.

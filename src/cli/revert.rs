@@ -11,7 +11,7 @@ use super::connect::{Purpose, connect};
 use super::exit::Exit;
 use super::get::absent;
 use super::option::{ClientArgs, GlobalArgs};
-use super::publish::{check_note, parse_key, random_key, report, with_key};
+use super::publish::{check_note, parse_key, patiently, random_key, report, with_key};
 use super::screen::Screen;
 
 /// Publish an old revision of a name again.
@@ -99,7 +99,7 @@ async fn revert(
         note: note.unwrap_or_else(|| format!("revert to revision {}", args.rev)),
         changes: vec![change],
     };
-    let published = api.publish(publish.clone()).await;
+    let published = patiently(api, &publish, false).await;
     let published = published.map_err(|failure| {
         let mut failure = with_key(failure, &publish);
         // The repetition must ask for the same.

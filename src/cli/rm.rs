@@ -9,7 +9,7 @@ use super::complaint::Complaint;
 use super::connect::{Purpose, connect};
 use super::exit::Exit;
 use super::option::{ClientArgs, GlobalArgs};
-use super::publish::{check_note, parse_key, random_key, report, with_key};
+use super::publish::{check_note, parse_key, patiently, random_key, report, with_key};
 use super::records::{current, did_you_mean};
 use super::screen::Screen;
 
@@ -78,7 +78,7 @@ async fn rm(api: &dyn Api, args: &Args, screen: &mut Screen<'_>) -> anyhow::Resu
         note: args.note.clone(),
         changes: names.into_iter().map(change).collect(),
     };
-    let published = api.publish(publish.clone()).await;
+    let published = patiently(api, &publish, false).await;
     let published = published.map_err(|failure| with_key(failure, &publish))?;
     Ok(report(&publish.changes, &published, screen)?)
 }

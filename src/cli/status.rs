@@ -1,4 +1,5 @@
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use larder::api::Api;
 use serde_json::{Map, Value};
@@ -7,13 +8,16 @@ use super::connect::{Purpose, connect};
 use super::option::{ClientArgs, GlobalArgs};
 use super::screen::Screen;
 use super::table::{clean, table};
+use super::timestamp::{rfc3339, seconds};
 
 /// Deepest nesting that is shown as lines; what lies below is shown as JSON.
 const MAX_DEPTH: usize = 8;
 
 /// Show what a node thinks of itself.
 ///
-/// Asks the worker on this machine if there is one, else the coordinator.
+/// Asks the worker on this machine if there is one, else the coordinator. A worker shows its
+/// lease and what it holds; a coordinator shows each worker's lease, what publishes wait for, and
+/// which revisions are pinned.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "EXAMPLES
   larder status                            the node on this machine
@@ -51,11 +55,14 @@ fn block(fields: &Map<String, Value>, depth: usize) -> String {
         _ => false,
     };
     let (nested, single): (Vec<_>, Vec<_>) = fields.iter().partition(|(_, v)| is_nested(v));
-    let width = single.iter().map(|(key, _)| key.chars().count()).max();
+    let width = single
+        .iter()
+        .map(|(key, _)| name_of(key).chars().count())
+        .max();
     let width = width.unwrap_or(0);
     let mut out = String::new();
     for (key, value) in single {
-        let _ = writeln!(out, "{:width$}  {}", clean(key), plain(value));
+        let _ = writeln!(out, "{:width$}  {}", clean(name_of(key)), shown(key, value));
     }
     for (key, value) in nested {
         let inner = match value {
@@ -85,13 +92,35 @@ fn rows(items: &[Value]) -> String {
         }
     }
     let row = |object: &&Map<String, Value>| {
-        let cell = |key: &&str| object.get(*key).map_or_else(String::new, plain);
+        let cell = |key: &&str| match object.get(*key) {
+            Some(value) => shown(key, value),
+            None => String::new(),
+        };
         keys.iter().map(cell).collect::<Vec<_>>()
     };
     let rows: Vec<_> = objects.iter().map(row).collect();
-    let header: Vec<_> = keys.iter().map(|key| clean(key)).collect();
+    let header: Vec<_> = keys.iter().map(|key| clean(name_of(key))).collect();
     let header: Vec<&str> = header.iter().map(AsRef::as_ref).collect();
     table(&header, &rows)
+}
+
+/// The unit that ends a key goes to its value.
+fn name_of(key: &str) -> &str {
+    match key.strip_suffix("_unix_ms") {
+        Some(name) => name,
+        None => key.strip_suffix("_ms").unwrap_or(key),
+    }
+}
+
+/// A value with the unit that its key names: times as dates, spans of time in what suits them.
+fn shown(key: &str, value: &Value) -> String {
+    let Some(number) = value.as_u64().filter(|_| key.ends_with("_ms")) else {
+        return plain(value);
+    };
+    match key.ends_with("_unix_ms") {
+        true => rfc3339(number),
+        false => seconds(Duration::from_millis(number)),
+    }
 }
 
 fn plain(value: &Value) -> String {
@@ -112,7 +141,7 @@ mod tests {
     use super::super::fake::{Fake, run_on};
     use super::*;
 
-    fn shown(value: &Value) -> String {
+    fn text(value: &Value) -> String {
         block(value.as_object().expect("an object"), 0)
     }
 
@@ -127,7 +156,7 @@ mod tests {
             "pins": [],
         });
         assert_eq!(
-            shown(&status),
+            text(&status),
             "lease  -\n\
              pins   none\n\
              rev    7\n\
@@ -143,7 +172,31 @@ mod tests {
         for _ in 0..100 {
             deep = json!({ "d": deep });
         }
-        assert!(shown(&deep).lines().count() <= MAX_DEPTH + 1);
+        assert!(text(&deep).lines().count() <= MAX_DEPTH + 1);
+    }
+
+    #[test]
+    fn a_coordinator_shows_its_workers_and_whom_publishes_wait_for() {
+        let status = json!({
+            "role": "coordinator",
+            "lease_ms": 6_000,
+            "workers": [{ "uri": "w1", "lease_ms": 4_200, "rev": 7, "acked": 8, "barred_ms": 0 }],
+            "waiting": [{ "rev": 8, "left_ms": 900, "waiting_for": ["w1", "w2"] }],
+            "pins": [{ "id": 1, "rev": 3, "until_unix_ms": 1_795_492_800_000_u64 }],
+        });
+        let text = text(&status);
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let lines: Vec<_> = text.lines().map(words).collect();
+        for line in [
+            "lease 6.0 s",
+            "acked barred lease rev uri",
+            "8 0 s 4.2 s 7 w1",
+            "900 ms 8 w1, w2",
+            "id rev until",
+            "1 3 2026-11-24T04:00:00Z",
+        ] {
+            assert!(lines.iter().any(|shown| shown == line), "{line}: {text}");
+        }
     }
 
     #[test]

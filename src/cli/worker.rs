@@ -6,8 +6,8 @@ use super::option::{DaemonArgs, GlobalArgs};
 
 /// Run a worker, which answers reads beside an engine.
 ///
-/// It keeps the bytes of what was read, asks the coordinator what is current, and fetches bytes
-/// from peers when the coordinator cannot give them. SIGTERM ends it after requests in progress;
+/// It keeps a copy of the catalog and a lease on it, so that most reads send no packet; it keeps
+/// the bytes of what was read, and fetches bytes from peers when the coordinator cannot give them. SIGTERM ends it after requests in progress;
 /// SIGHUP reads certificates and the trust file again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "EXAMPLES
@@ -28,6 +28,15 @@ pub(crate) struct Args {
     /// How long a read may take unless it says otherwise [env: LARDER_DEADLINE]
     #[arg(long, value_name = "TIME")]
     deadline: Option<String>,
+    /// Whether to keep a copy of the catalog and hold a lease, on or off [env: LARDER_LEASE]
+    #[arg(long, value_name = "ON|OFF")]
+    lease: Option<String>,
+    /// Bodies to fetch before anyone asks: all, used or none [env: LARDER_PREFETCH]
+    #[arg(long, value_name = "WHICH")]
+    prefetch: Option<String>,
+    /// What reads get that say nothing of freshness: strict, or bounded:60s [env: LARDER_FRESHNESS]
+    #[arg(long, value_name = "HOW")]
+    freshness: Option<String>,
     #[command(flatten)]
     daemon: DaemonArgs,
 }
@@ -39,7 +48,10 @@ pub(crate) fn run(args: &Args, global: &GlobalArgs) -> anyhow::Result<()> {
             .set_list(Field::Coordinators, &args.coordinators)
             .set_list(Field::Peers, &args.peers)
             .set(Field::StoreBudget, args.store_budget.as_ref())
-            .set(Field::Deadline, args.deadline.as_ref());
+            .set(Field::Deadline, args.deadline.as_ref())
+            .set(Field::Lease, args.lease.as_ref())
+            .set(Field::Prefetch, args.prefetch.as_ref())
+            .set(Field::Freshness, args.freshness.as_ref());
     });
     let config = WorkerConfig::load(&sources)?.config;
     logging::start(&config.log)?;

@@ -18,6 +18,16 @@ pub(super) const STORE_BUDGET: &str = "1GiB";
 
 pub(super) const DEADLINE: &str = "10s";
 
+/// A dead worker delays a publish by this at most.
+pub(super) const LEASE: &str = "6s";
+
+pub(super) const KEEP_LEASE: &str = "on";
+
+pub(super) const PREFETCH: &str = "used";
+
+/// Weaker answers are a decision of the operator.
+pub(super) const FRESHNESS: &str = "strict";
+
 pub(super) const MAX_SPEC_LEN: &str = "1MiB";
 
 pub(super) const LOG_FORMAT: &str = "human";

@@ -46,6 +46,12 @@ fields! {
     Peers = "peers", "--peer", [Worker];
     /// How long a read may take.
     Deadline = "deadline", "--deadline", [Worker Client];
+    /// How long a worker may answer without asking again; at a worker, whether it does.
+    Lease = "lease", "--lease", [Coordinator Worker];
+    /// Which bodies a worker fetches before anyone asks.
+    Prefetch = "prefetch", "--prefetch", [Worker];
+    /// How fresh an answer is unless the reader says otherwise.
+    Freshness = "freshness", "--freshness", [Worker];
     /// The largest spec.
     MaxSpecLen = "max_spec_len", "--max-spec-len", [Coordinator Client];
     /// The local Unix socket.

@@ -441,10 +441,79 @@ fn default_texts(home: &Home) -> Vec<(Field, String)> {
         Field::Deadline,
         Field::LogFormat,
         Field::StoreBudget,
+        Field::Prefetch,
+        Field::Freshness,
     ];
     let effective = bare.worker().expect("good").effective.into_iter();
     effective
         .filter(|entry| shown.contains(&entry.field))
         .map(|entry| (entry.field, entry.values.concat()))
         .collect()
+}
+
+#[test]
+fn a_lease_is_a_span_within_its_bounds_or_off() {
+    let lease = |text: &str| {
+        let mut home = Home::new();
+        home.sources.flags = Options::default();
+        home.sources.flags.set(Field::Lease, Some(text));
+        CoordinatorConfig::load(&home.sources).map(|loaded| loaded.config.lease)
+    };
+    let millis = |ms| Ok(Duration::from_millis(ms));
+    let got = |text| lease(text).map_err(|error| error.to_string());
+    assert_eq!(got("6s"), millis(6_000));
+    assert_eq!(got("on"), millis(6_000));
+    assert_eq!(got("200ms"), millis(200));
+    for off in ["off", "0", "0s"] {
+        assert_eq!(got(off), millis(0), "{off}");
+    }
+    for bad in ["199ms", "601s", "6", "soon"] {
+        let error = got(bad).expect_err("refused");
+        assert!(
+            error.starts_with(&format!("`lease` cannot be `{bad}`")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_worker_says_whether_it_keeps_a_lease_what_it_fetches_ahead_and_how_fresh() {
+    let mut home = Home::new();
+    let defaults = WorkerConfig::load(&home.sources).expect("good").config;
+    assert!(defaults.lease);
+    assert_eq!(defaults.prefetch, Prefetch::Used);
+    assert_eq!(defaults.freshness, Freshness::Strict);
+    home.write(
+        "etc/larder.yaml",
+        "lease: 2s\nworker:\n  prefetch: none\n  freshness: bounded:60s\n",
+    );
+    home.sources.surroundings.etc = home.path("etc");
+    let config = WorkerConfig::load(&home.sources).expect("good").config;
+    assert!(config.lease, "how long is for the coordinator to say");
+    assert_eq!(config.prefetch, Prefetch::None);
+    assert_eq!(
+        config.freshness,
+        Freshness::Bounded(Duration::from_secs(60))
+    );
+    home.flag(Field::Lease, "off");
+    assert!(
+        !WorkerConfig::load(&home.sources)
+            .expect("good")
+            .config
+            .lease
+    );
+    for (field, bad) in [
+        (Field::Freshness, "bounded"),
+        (Field::Freshness, "bounded:0s"),
+        (Field::Freshness, "verified"),
+        (Field::Prefetch, "some"),
+        (Field::Lease, "maybe"),
+    ] {
+        let mut home = Home::new();
+        home.flag(field, bad);
+        let error = WorkerConfig::load(&home.sources)
+            .expect_err("refused")
+            .to_string();
+        assert!(error.contains(&format!("`{bad}`")), "{error}");
+    }
 }

@@ -124,6 +124,19 @@ pub fn duration(text: &str) -> Result<Duration, Invalid> {
     Ok(Duration::from_millis(ms))
 }
 
+/// How old an answer may be: a span of time that is not zero.
+///
+/// # Errors
+/// [`Invalid`] when it is none.
+pub fn staleness(text: &str) -> Result<Duration, Invalid> {
+    match duration(text)? {
+        bound if bound.is_zero() => Err(Invalid::new(
+            "an answer is never younger than the question: leave it out, or allow some time",
+        )),
+        bound => Ok(bound),
+    }
+}
+
 pub(super) fn socket_addr(text: &str) -> Result<SocketAddr, Invalid> {
     text.parse().map_err(|_| {
         Invalid::new("an address to listen on is IP:PORT, such as 127.0.0.1:7457 or [::]:7457")

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
+use std::time::Duration;
+
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
@@ -165,6 +167,11 @@ impl Engine {
             let message = format!("revisions after {} are not all retained", get.from);
             Refusal::new(Code::Compacted, message).at(oldest)
         })
+    }
+
+    /// How long a lease lasts.
+    pub(super) fn lease(&self) -> Duration {
+        self.machine().options().lease
     }
 
     /// Live pins.

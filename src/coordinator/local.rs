@@ -7,13 +7,15 @@ use tokio::time::timeout;
 
 use super::Node;
 use crate::answer::{
-    Answer, Failure, Freshness, GetError, Hop, Mode, Proof, Query, Snapshot, Target,
+    Answer, Failure, Freshness, GetError, Hop, Mode, Proof, Query, RunToken, Snapshot, Target,
 };
-use crate::api::{Api, Reply};
+use crate::api::{Api, Reply, pin_ms};
 use crate::bridge::http;
 use crate::catalog::Revision;
 use crate::proto::code::{Code, Refusal};
-use crate::proto::wire::{GetLog, List, Listing, Log, Publish, PublishedRev, Resolve, ResolveName};
+use crate::proto::wire::{
+    GetLog, List, Listing, Log, Pin, Pinned, Pins, Publish, PublishedRev, Resolve, ResolveName,
+};
 use crate::spec::{Spec, SpecHash, Syntax};
 use crate::{clock, daemon};
 
@@ -22,6 +24,9 @@ const WRITE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Who published through the local socket, where the file mode is the permission.
 const LOCAL: &str = "local";
+
+/// Pins that `status` lists; `GET /v1/pins` has them all.
+const MAX_PINS_SHOWN: usize = 100;
 
 impl Node {
     /// What this coordinator thinks of itself.
@@ -54,7 +59,12 @@ impl Node {
         let (workers, waiting) = engine.leases();
         status["workers"] = json!(workers);
         status["waiting"] = json!(waiting);
-        status["pins"] = json!(engine.pins().pins.len());
+        let mut pins = engine.pins().pins;
+        status["pinned"] = json!(pins.len());
+        pins.truncate(MAX_PINS_SHOWN);
+        status["pins"] = json!(pins);
+        let lease = engine.lease();
+        status["lease_ms"] = json!(u64::try_from(lease.as_millis()).unwrap_or(u64::MAX));
         status
     }
 
@@ -71,18 +81,23 @@ impl Node {
                 (Some(spec), None, None, Mode::Pinned)
             }
             Target::Name(name) => {
-                let at = match query.freshness {
-                    Freshness::At(at) => Some(at),
-                    // What is asked here is always as new as it can be.
-                    _ => None,
-                };
+                // What is asked here is always as new as it can be.
+                let at = query.freshness.revision();
+                let view = engine.view();
+                match query.freshness {
+                    Freshness::Run(token) => token.check(view.catalog, view.epoch)?,
+                    Freshness::AtLeast(token) => {
+                        token.check_reached(view.catalog, view.epoch, view.records.rev())?;
+                    }
+                    _ => {}
+                }
                 let (name, body) = (name.clone(), true);
                 let names = vec![ResolveName {
                     name,
                     if_hash: None,
                     body,
                 }];
-                let (opening, versions) = engine.view().resolve(&Resolve { at, names })?;
+                let (opening, versions) = view.resolve(&Resolve { at, names })?;
                 let version = versions.into_iter().flatten().next();
                 let spec = match version.and_then(|version| version.content.hash()) {
                     Some(hash) => {
@@ -148,6 +163,39 @@ impl Api for Arc<Node> {
 
     fn status(&self) -> Reply<'_, serde_json::Value> {
         Box::pin(async move { Ok(self.status_json()) })
+    }
+
+    fn run_token(&self) -> Reply<'_, RunToken> {
+        Box::pin(async move {
+            let view = self.catalog()?.view();
+            Ok(RunToken {
+                catalog: view.catalog,
+                epoch: view.epoch,
+                rev: view.records.rev(),
+            })
+        })
+    }
+
+    fn pin(&self, token: RunToken, keep: Duration) -> Reply<'_, Pinned> {
+        Box::pin(async move {
+            let engine = self.catalog()?;
+            let view = engine.view();
+            token.check(view.catalog, view.epoch)?;
+            let pin = Pin {
+                epoch: token.epoch,
+                rev: token.rev,
+                for_ms: pin_ms(keep)?,
+            };
+            Ok(engine.pin(LOCAL.into(), pin).await?)
+        })
+    }
+
+    fn unpin(&self, id: u64) -> Reply<'_, Pinned> {
+        Box::pin(async move { Ok(self.catalog()?.unpin(id).await?) })
+    }
+
+    fn pins(&self) -> Reply<'_, Pins> {
+        Box::pin(async move { Ok(self.catalog()?.pins()) })
     }
 
     fn missing(&self, hashes: Vec<SpecHash>) -> Reply<'_, Vec<SpecHash>> {

@@ -369,6 +369,11 @@ impl Coordinator {
         Ledger::genesis(catalog, signer)
     }
 
+    /// How it is set up.
+    pub fn options(&self) -> Options {
+        self.options
+    }
+
     /// What readers may see now.
     pub fn view(&self) -> Arc<View> {
         self.ledger.view()

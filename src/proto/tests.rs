@@ -596,6 +596,66 @@ fn marks_of_a_new_epoch_come_with_its_first_grant() {
 }
 
 #[test]
+fn a_run_that_asks_the_coordinator_finds_its_revision_in_the_replica() {
+    let mut site = Site::new(1);
+    site.publish("a", Some("1"));
+    site.pass(Duration::from_secs(3));
+    let token = site.nodes[0].shown.run_token(site.now).expect("leased");
+    assert_eq!(token.rev, Revision::new(1));
+
+    // Without a lease nothing is promised of the replica, so the coordinator is asked.
+    site.nodes[0].cut = true;
+    site.pass(DEFAULT_LEASE);
+    site.publish("a", Some("2"));
+    assert_eq!(site.nodes[0].shown.run_token(site.now), None);
+    site.nodes[0].cut = false;
+    let view = site.coordinator.as_ref().expect("running").view();
+    let state = worker::Mark {
+        catalog: view.catalog,
+        epoch: view.epoch,
+        rev: view.records.rev(),
+    };
+    assert_eq!(state.rev, Revision::new(2));
+    let (before, sent) = (site.nodes[0].machine.mark(), site.now);
+    site.feed(
+        0,
+        worker::Input::Named {
+            state,
+            before,
+            sent,
+        },
+    );
+    site.pass(Duration::from_millis(30));
+    let replica = site.nodes[0].shown.replica().expect("a replica").clone();
+    assert_eq!(replica.rev(), state.rev);
+    assert_eq!(site.nodes[0].shown.age(sent), Some(Duration::ZERO));
+}
+
+#[test]
+fn a_coordinator_that_names_less_than_was_seen_gives_no_run_its_revision() {
+    let mut site = Site::new(1);
+    site.publish("a", Some("1"));
+    site.publish("a", Some("2"));
+    site.pass(Duration::from_secs(3));
+    let before = site.nodes[0].machine.mark();
+    let state = worker::Mark {
+        rev: Revision::new(1),
+        ..before.expect("a mark")
+    };
+    let sent = site.now;
+    site.feed(
+        0,
+        worker::Input::Named {
+            state,
+            before,
+            sent,
+        },
+    );
+    assert!(site.nodes[0].machine.rollback().is_some());
+    assert_eq!(site.nodes[0].shown.run_token(site.now), None);
+}
+
+#[test]
 fn a_worker_far_behind_takes_the_buckets_that_differ() {
     let mut site = Site::new(1);
     site.options.retention = Retention {

@@ -142,6 +142,15 @@ pub enum Input {
         /// What came.
         event: Event,
     },
+    /// The coordinator named its newest state to a request of the driver's own.
+    Named {
+        /// What it named.
+        state: Mark,
+        /// The [`mark`](Worker::mark) before the request was sent.
+        before: Option<Mark>,
+        /// When that was, or earlier.
+        sent: Time,
+    },
     /// [`Worker::next_wake`] has come.
     Wake,
     /// The machine has slept, or its clock has jumped.
@@ -389,6 +398,8 @@ struct Waiter {
     started: Time,
     /// An answer from before this one is none.
     at_least: Option<RunToken>,
+    /// An answer from another history than this one's is none.
+    within: Option<RunToken>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -480,6 +491,11 @@ impl Worker {
             Input::Forget { ticket } => self.forget(ticket),
             Input::Loaded { hash, local } => self.loaded(hash, local, now),
             Input::Event { call, event } => self.event(call, event, now),
+            Input::Named {
+                state,
+                before,
+                sent,
+            } => self.named(state, before, sent, now),
             Input::Wake => self.wake(now),
             Input::Resumed => self.resumed(now),
             Input::Leave => self.leave(),
@@ -512,6 +528,11 @@ impl Worker {
         self.rollback
     }
 
+    /// Whether a replica is kept, or was not wanted, or is given up.
+    pub fn keeps_replica(&self) -> bool {
+        self.session_is_wanted()
+    }
+
     /// Reads in progress.
     pub fn reads(&self) -> usize {
         self.reads.len()
@@ -535,6 +556,10 @@ impl Worker {
                 Freshness::AtLeast(token) => Some(token),
                 _ => None,
             },
+            within: match query.freshness {
+                Freshness::Run(token) => Some(token),
+                _ => None,
+            },
         };
         let place = match &query.target {
             Target::Hash(hash) => Place::Fetch(*hash),
@@ -556,8 +581,13 @@ impl Worker {
             }
             (Target::Name(name), Freshness::At(_)) if mutant!(X06) => self.ask(name, waiter),
             (Target::Name(name), Freshness::At(at)) => self.get_at(name, at, waiter, now),
+            (Target::Name(name), Freshness::Run(token)) => self.get_run(name, token, waiter, now),
             (Target::Name(name), Freshness::Strict) => self.get_strict(name, waiter, now),
             (Target::Name(name), Freshness::Verified) => self.ask(name, waiter),
+            (Target::Name(_), Freshness::AtLeast(token)) if self.is_foreign(token) => {
+                let catalog = self.mark.map_or(token.catalog, |mark| mark.catalog);
+                self.fail(vec![waiter], &GetError::OtherCatalog { token, catalog });
+            }
             (Target::Name(name), Freshness::AtLeast(token)) => {
                 let look = self.sight.at_least(&name, token);
                 self.serve_or_ask(name, look, Mode::AtLeast, waiter, now);
@@ -566,6 +596,18 @@ impl Worker {
                 let look = self.sight.bounded(&name, staleness, now);
                 self.serve_or_ask(name, look, Mode::Bounded, waiter, now);
             }
+        }
+    }
+
+    fn is_foreign(&self, token: RunToken) -> bool {
+        self.mark.is_some_and(|mark| mark.catalog != token.catalog)
+    }
+
+    fn named(&mut self, state: Mark, before: Option<Mark>, sent: Time, now: Time) {
+        if self.believe(state, before) {
+            self.raise_floor(state);
+            self.expect_anchor(sent, state.rev);
+            self.plan_update(now);
         }
     }
 

@@ -140,6 +140,7 @@ impl From<Freshness> for Ask {
             Freshness::Strict => Self::Strict,
             Freshness::Verified => Self::Verified,
             Freshness::At(rev) => Self::At(rev),
+            Freshness::Run(token) => Self::At(token.rev),
             Freshness::AtLeast(token) => Self::AtLeast(Place::new(token.epoch, token.rev)),
             Freshness::Bounded(staleness) => Self::Bounded(staleness),
         }

@@ -180,7 +180,7 @@ impl Engine {
     }
 
     /// Hands one input to the machine and carries out what follows from it.
-    fn drive(self: &Arc<Self>, input: Input) {
+    pub(super) fn drive(self: &Arc<Self>, input: Input) {
         self.drive_knowing(input, None);
     }
 

@@ -7,13 +7,16 @@ use serde_json::json;
 use super::Node;
 use super::call::CoordinatorLink;
 use super::forward::{confused, to_coordinator};
-use crate::answer::{Answer, Failure, Query};
+use crate::answer::{Answer, Failure, Freshness, Query, RunToken};
 use crate::api::{Api, Reply};
 use crate::bridge::http;
 use crate::identity::Role;
+use crate::proto::Time;
 use crate::proto::wire::{
-    GetLog, Have, List, Listing, Log, Publish, PublishedRev, PutBlob, Request, Response,
+    GetLog, GetPins, Have, List, Listing, Log, Pinned, Pins, Publish, PublishedRev, PutBlob,
+    Request, Response, Unpin,
 };
+use crate::proto::worker::Sight;
 use crate::spec::{Spec, SpecHash, Syntax};
 use crate::{clock, daemon};
 
@@ -21,10 +24,16 @@ impl Node {
     /// What this worker thinks of itself.
     pub(super) fn status_json(&self) -> serde_json::Value {
         let engine = self.engine();
-        let (mark, rollback, reads, sources) = {
+        let (mark, rollback, reads, sources, lease) = {
             let machine = engine.machine();
-            let sources = machine.sources(clock::now());
-            (machine.mark(), machine.rollback(), machine.reads(), sources)
+            let now = clock::now();
+            let sources = machine.sources(now);
+            let lease = match machine.keeps_replica() {
+                true => lease_json(machine.sight(), now),
+                false => json!("off"),
+            };
+            let (mark, rollback) = (machine.mark(), machine.rollback());
+            (mark, rollback, machine.reads(), sources, lease)
         };
         let links = engine.coordinator_links();
         let up = links
@@ -48,6 +57,14 @@ impl Node {
             "epoch": mark.map(|mark| mark.epoch),
             "high_water": mark.map(|mark| mark.rev),
             "quarantined": rollback.map(|(known, got)| json!({ "known": known, "got": got })),
+            "lease": lease,
+            "freshness": match self.default_freshness() {
+                Freshness::Bounded(bound) if bound.subsec_millis() == 0 => {
+                    format!("bounded:{}s", bound.as_secs())
+                }
+                Freshness::Bounded(bound) => format!("bounded:{}ms", bound.as_millis()),
+                _ => "strict".into(),
+            },
             "reads_in_progress": reads,
             "connections": engine.endpoint().connections(),
             "up": up,
@@ -55,6 +72,20 @@ impl Node {
             "store": self.store_json(),
         })
     }
+}
+
+/// What readers may answer without asking: until when, from what, and what is about to change.
+fn lease_json(sight: &Sight, now: Time) -> serde_json::Value {
+    let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    let replica = sight.replica();
+    json!({
+        "left_ms": millis(sight.lease_left(now)),
+        "revision": replica.map(|replica| replica.rev()),
+        "names": replica.map(|replica| replica.records().names()),
+        "floor": sight.floor().map(|floor| floor.rev),
+        "marks": sight.marks().len(),
+        "age_ms": sight.age(now).map(millis),
+    })
 }
 
 impl Node {
@@ -113,6 +144,34 @@ impl Api for Arc<Node> {
         Box::pin(async move { Ok(self.status_json()) })
     }
 
+    fn run_token(&self) -> Reply<'_, RunToken> {
+        Box::pin(self.newest_token())
+    }
+
+    fn pin(&self, token: RunToken, keep: Duration) -> Reply<'_, Pinned> {
+        Box::pin(self.pin_token(token, keep))
+    }
+
+    fn unpin(&self, id: u64) -> Reply<'_, Pinned> {
+        Box::pin(async move {
+            let request = Request::Unpin(Unpin { id });
+            match self.forward(request, Bytes::new()).await? {
+                Response::Pinned(pinned) => Ok(pinned),
+                _ => Err(confused()),
+            }
+        })
+    }
+
+    fn pins(&self) -> Reply<'_, Pins> {
+        Box::pin(async move {
+            let request = Request::GetPins(GetPins {});
+            match self.forward(request, Bytes::new()).await? {
+                Response::Pins(pins) => Ok(pins),
+                _ => Err(confused()),
+            }
+        })
+    }
+
     fn missing(&self, hashes: Vec<SpecHash>) -> Reply<'_, Vec<SpecHash>> {
         Box::pin(async move {
             let request = Request::Have(Have { hashes });
@@ -166,7 +225,7 @@ impl super::Worker {
 }
 
 impl Node {
-    async fn forward(&self, request: Request, body: Bytes) -> Result<Response, Failure> {
+    pub(super) async fn forward(&self, request: Request, body: Bytes) -> Result<Response, Failure> {
         to_coordinator(self.engine(), &self.preferred, &request, body).await
     }
 }
@@ -182,6 +241,10 @@ impl http::Node for Local {
     /// A worker publishes only if its certificate says publisher.
     fn writable(&self) -> bool {
         self.0.engine().endpoint().identity().uri().role() == Role::Publisher
+    }
+
+    fn default_freshness(&self) -> Freshness {
+        self.0.default_freshness()
     }
 
     fn max_spec_len(&self) -> u64 {

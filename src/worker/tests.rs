@@ -198,6 +198,9 @@ impl Stage {
             store: StoreChoice::None,
             store_budget: 1 << 20,
             deadline: Duration::from_secs(10),
+            lease: false,
+            prefetch: crate::proto::worker::Prefetch::None,
+            freshness: crate::answer::Freshness::Strict,
         };
         Self {
             worker: Worker::start(&config).expect("a worker"),

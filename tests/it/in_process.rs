@@ -60,6 +60,7 @@ async fn a_worker_in_process_reads_over_quic_and_then_from_its_store() {
         listen: "127.0.0.1:0".parse().expect("an address"),
         store: StoreChoice::Directory(dir.join("c")),
         max_spec_len: 1 << 20,
+        lease: Duration::ZERO,
         new_epoch: false,
     })
     .expect("a coordinator");
@@ -80,6 +81,9 @@ async fn a_worker_in_process_reads_over_quic_and_then_from_its_store() {
         store: StoreChoice::Directory(dir.join("w")),
         store_budget: 64 << 20,
         deadline: Duration::from_secs(10),
+        lease: false,
+        prefetch: larder::proto::worker::Prefetch::None,
+        freshness: Freshness::Strict,
     })
     .expect("a worker");
     for hop in [Hop::Coordinator(addr.clone()), Hop::Disk] {

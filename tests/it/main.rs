@@ -8,5 +8,6 @@ mod hostile;
 mod in_process;
 mod main_job;
 mod peers;
+mod runs;
 mod site;
 mod trust;

@@ -89,6 +89,13 @@ impl Site {
         }
     }
 
+    /// The same with these environment variables.
+    pub(crate) fn run_with(&self, variables: &[(&str, &str)], args: &[&str]) -> Ended {
+        let mut command = self.command(args);
+        command.envs(variables.iter().copied());
+        Ended::new(args, &command.output().expect("it starts"))
+    }
+
     /// A command that sees nothing of this machine's configuration.
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));

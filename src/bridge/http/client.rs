@@ -20,16 +20,17 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::json::{
-    ErrorJson, HaveJson, ListingJson, LogJson, MissingJson, PublishJson, PublishedJson, StoredJson,
+    ErrorJson, HaveJson, ListingJson, LogJson, MissingJson, PinJson, PublishJson, PublishedJson,
+    StoredJson, TokenJson,
 };
 use super::respond::{ABSENT, header, too_large};
 use super::{BACKUP_STALL, MAX_DEADLINE};
 use crate::answer::{
-    Answer, Failure, Freshness, Hop, HopFailure, Mode, Proof, Query, Snapshot, Target,
+    Answer, Failure, Freshness, Hop, HopFailure, Mode, Proof, Query, RunToken, Snapshot, Target,
 };
 use crate::api::{Api, Reply};
 use crate::proto::code::Code;
-use crate::proto::wire::{GetLog, List, Listing, Log, Publish, PublishedRev};
+use crate::proto::wire::{GetLog, List, Listing, Log, Pinned, Pins, Publish, PublishedRev};
 use crate::spec::{MAX_SPEC_LEN, Spec, SpecHash, Syntax};
 
 /// Longest JSON that is read from a daemon: a page of 10,000 records with long names has 4 MiB.
@@ -109,13 +110,15 @@ impl HttpClient {
         };
         let freshness = match (&query.target, query.freshness) {
             (Target::Name(_), Freshness::At(rev)) => ("at", Some(rev.to_string())),
+            (Target::Name(_), Freshness::Run(token)) => ("at", Some(token.to_string())),
             (Target::Name(_), Freshness::AtLeast(token)) => ("at_least", Some(token.to_string())),
             (Target::Name(_), Freshness::Bounded(staleness)) => {
                 let millis = staleness.as_millis();
                 ("max_staleness", Some(format!("{millis}ms")))
             }
             (Target::Name(_), Freshness::Verified) => ("verified", Some("true".into())),
-            (Target::Name(_), Freshness::Strict) => ("verified", None),
+            // Said in so many words: the node's default may be weaker.
+            (Target::Name(_), Freshness::Strict) => ("strict", Some("true".into())),
             (Target::Hash(_), _) => ("at", None),
         };
         let deadline = query.deadline.clamp(Duration::from_millis(1), MAX_DEADLINE);
@@ -246,6 +249,30 @@ impl Api for HttpClient {
 
     fn status(&self) -> Reply<'_, serde_json::Value> {
         Box::pin(self.json(Ask::get("/v1/status".into())))
+    }
+
+    fn run_token(&self) -> Reply<'_, RunToken> {
+        Box::pin(async {
+            let ask = Ask::get("/v1/run-token".into());
+            Ok(self.json::<TokenJson>(ask).await?.token)
+        })
+    }
+
+    fn pin(&self, token: RunToken, keep: Duration) -> Reply<'_, Pinned> {
+        Box::pin(async move {
+            let for_ms = Some(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX));
+            let ask = Ask::post("/v1/pins", &PinJson { token, for_ms })?;
+            self.json(ask).await
+        })
+    }
+
+    fn unpin(&self, id: u64) -> Reply<'_, Pinned> {
+        let target = format!("/v1/pins/{id}");
+        Box::pin(self.json(Ask::new(Method::DELETE, target, Bytes::new())))
+    }
+
+    fn pins(&self) -> Reply<'_, Pins> {
+        Box::pin(self.json(Ask::get("/v1/pins".into())))
     }
 
     fn missing(&self, hashes: Vec<SpecHash>) -> Reply<'_, Vec<SpecHash>> {

@@ -11,7 +11,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::request::drain;
-use super::routes::Surface;
+use super::routes::{PIN, PINS, Surface};
 use crate::answer::Failure;
 use crate::proto::code::Code;
 
@@ -62,7 +62,10 @@ fn refusal(surface: &Surface, request: &Request) -> Option<Failure> {
         let failure = not_allowed("local HTTP over TCP only reads");
         return Some(failure.hint("use the Unix socket, as with `curl --unix-socket`"));
     }
-    if !surface.node.writable() {
+    // A worker passes pins on, whatever it may publish: it is who runs definitions.
+    let path = request.uri().path();
+    let is_pin = path == PINS || path.starts_with(PIN);
+    if !is_pin && !surface.node.writable() {
         let failure = not_allowed("this node does not take publishes");
         return Some(failure.hint(
             "publish to the coordinator, with a publisher's certificate or on its own socket",

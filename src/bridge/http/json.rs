@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::answer::Failure;
+use crate::answer::{Failure, RunToken};
 use crate::catalog::{CatalogId, Epoch, IdempotencyKey, Revision};
 use crate::proto::wire::{
     Listing, Log, LogEntry, Publish, PublishName, PublishedRev, Waited, WireVersion,
@@ -129,6 +129,40 @@ impl<'de> Deserialize<'de> for KeyText {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
     }
+}
+
+/// Answer of `GET /v1/run-token`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct TokenJson {
+    pub(super) token: RunToken,
+    catalog: CatalogId,
+    epoch: Epoch,
+    rev: Revision,
+}
+
+impl From<RunToken> for TokenJson {
+    fn from(token: RunToken) -> Self {
+        let RunToken {
+            catalog,
+            epoch,
+            rev,
+        } = token;
+        Self {
+            token,
+            catalog,
+            epoch,
+            rev,
+        }
+    }
+}
+
+/// Body of `POST /v1/pins`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PinJson {
+    pub(super) token: RunToken,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) for_ms: Option<u64>,
 }
 
 /// Answer of `POST /v1/publish`.

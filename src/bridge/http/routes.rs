@@ -1,5 +1,6 @@
 //! The routes: each takes its request apart, asks the node, and puts the answer into HTTP.
 
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router, middleware};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -16,20 +17,27 @@ use tokio::task::spawn_blocking;
 
 use super::gate::{self, Door};
 use super::json::{
-    HaveJson, KeyText, ListingJson, LogJson, MissingJson, PublishJson, PublishedJson,
-    PublishedOneJson, StoredJson,
+    HaveJson, KeyText, ListingJson, LogJson, MissingJson, PinJson, PublishJson, PublishedJson,
+    PublishedOneJson, StoredJson, TokenJson,
 };
 use super::request::{Params, Tail, read_body};
 use super::respond::{self, invalid};
 use super::{DEFAULT_PAGE, MAX_DEADLINE, MAX_JSON_LEN, Node, backup};
-use crate::answer::{Failure, Freshness, Query, Target};
+use crate::answer::{At, Failure, Freshness, Query, RunToken, Target};
+use crate::config;
 use crate::proto::code::Code;
+use crate::proto::limit::DEFAULT_PIN;
 use crate::proto::wire::{GetLog, List, Publish, PublishName};
 use crate::spec::{Mismatch, Spec, SpecHash, SpecName, Syntax, SyntaxError};
 
 /// What the hint of a wrong path lists.
 const ROUTES: &str = "/v1/specs, /v1/specs/{name}, /v1/blobs/{hash}, /v1/missing, /v1/publish, \
-     /v1/log, /v1/status, /v1/backup, /healthz, /readyz, /metrics";
+     /v1/log, /v1/run-token, /v1/pins, /v1/pins/{id}, /v1/status, /v1/backup, /healthz, /readyz, /metrics";
+
+/// Where pins are listed and made.
+pub(super) const PINS: &str = "/v1/pins";
+/// Below which each pin is.
+pub(super) const PIN: &str = "/v1/pins/";
 
 /// The state of one listener's routes.
 pub(super) struct Surface {
@@ -55,6 +63,9 @@ pub(super) fn router(surface: Surface) -> Router {
         .route("/v1/missing", post(missing))
         .route("/v1/publish", post(publish))
         .route("/v1/log", get(log))
+        .route("/v1/run-token", get(run_token))
+        .route(PINS, get(pins).post(pin))
+        .route("/v1/pins/{id}", delete(unpin))
         .route("/v1/status", get(status))
         .route("/v1/backup", get(get_backup))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -75,10 +86,17 @@ async fn get_spec(
     params: Params,
     headers: HeaderMap,
 ) -> Answered {
-    let params = params.only(&["at", "deadline_ms"])?;
+    let params = params.only(&[
+        "at",
+        "at_least",
+        "max_staleness",
+        "verified",
+        "strict",
+        "deadline_ms",
+    ])?;
     let query = Query {
         target: Target::Name(name),
-        freshness: params.get("at")?.map_or(Freshness::Strict, Freshness::At),
+        freshness: freshness(&params)?.unwrap_or_else(|| surface.node.default_freshness()),
         deadline: deadline(&surface, &params)?,
     };
     read(&surface, query, &headers).await
@@ -256,6 +274,34 @@ async fn log(State(surface): Here, params: Params) -> Answered {
     Ok(Json(LogJson::from(log)).into_response())
 }
 
+async fn run_token(State(surface): Here, params: Params) -> Answered {
+    params.only(&[])?;
+    let token = surface.node.api().run_token().await?;
+    Ok(Json(TokenJson::from(token)).into_response())
+}
+
+async fn pins(State(surface): Here, params: Params) -> Answered {
+    params.only(&[])?;
+    if surface.door != Door::Unix {
+        let failure = Failure::new(Code::NotAllowed.as_str(), "no pins over TCP");
+        return Err(failure.hint("use the Unix socket, as with `curl --unix-socket`"));
+    }
+    Ok(Json(surface.node.api().pins().await?).into_response())
+}
+
+async fn pin(State(surface): Here, params: Params, request: Request) -> Answered {
+    params.only(&[])?;
+    let pin: PinJson = read_json(&surface, request).await?;
+    let keep = pin.for_ms.map_or(DEFAULT_PIN, Duration::from_millis);
+    let pinned = surface.node.api().pin(pin.token, keep).await?;
+    Ok(Json(pinned).into_response())
+}
+
+async fn unpin(State(surface): Here, Tail(id): Tail<u64>, params: Params) -> Answered {
+    params.only(&[])?;
+    Ok(Json(surface.node.api().unpin(id).await?).into_response())
+}
+
 async fn status(State(surface): Here, params: Params) -> Answered {
     params.only(&[])?;
     let status = surface.node.api().status().await?;
@@ -324,6 +370,45 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let done = spawn_blocking(work).await;
     done.map_err(|error| Failure::new(Code::Internal.as_str(), format!("a check failed: {error}")))
+}
+
+/// What a read says of freshness; two sayings would leave open which one holds.
+fn freshness(params: &Params) -> Result<Option<Freshness>, Failure> {
+    let switch = |name| Ok::<_, Failure>(params.get(name)?.filter(|on: &bool| *on));
+    let at = params.get::<At>("at")?.map(Freshness::from);
+    let at_least = params.get::<RunToken>("at_least")?.map(Freshness::AtLeast);
+    let staleness = params.get::<Staleness>("max_staleness")?;
+    let said = [
+        ("at", at),
+        ("at_least", at_least),
+        (
+            "max_staleness",
+            staleness.map(|bound| Freshness::Bounded(bound.0)),
+        ),
+        ("verified", switch("verified")?.map(|_| Freshness::Verified)),
+        ("strict", switch("strict")?.map(|_| Freshness::Strict)),
+    ];
+    let mut said = said
+        .into_iter()
+        .filter_map(|(name, how)| Some((name, how?)));
+    match (said.next(), said.next()) {
+        (None, _) => Ok(None),
+        (Some((_, how)), None) => Ok(Some(how)),
+        (Some((one, _)), Some((other, _))) => Err(invalid(format!(
+            "query parameters `{one}` and `{other}` exclude each other"
+        ))),
+    }
+}
+
+/// How old an answer may be, such as `30s`.
+struct Staleness(Duration);
+
+impl FromStr for Staleness {
+    type Err = config::Invalid;
+
+    fn from_str(text: &str) -> Result<Self, config::Invalid> {
+        config::staleness(text).map(Self)
+    }
 }
 
 fn syntax(params: &Params) -> Result<Syntax, Failure> {

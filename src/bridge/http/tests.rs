@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::{HttpOptions, Node, Server, UnixOptions};
+use crate::answer::Freshness;
 use crate::api::Api;
 use crate::api::shelf::Shelf;
 
@@ -30,6 +31,7 @@ type Backup = fn(&mut dyn io::Write) -> io::Result<()>;
 struct TestNode {
     shelf: Arc<Shelf>,
     writable: bool,
+    freshness: Freshness,
     ready: Result<(), String>,
     backup: Option<Backup>,
 }
@@ -39,6 +41,7 @@ impl TestNode {
         Self {
             shelf: Arc::new(Shelf::new()),
             writable: true,
+            freshness: Freshness::Strict,
             ready: Ok(()),
             backup: None,
         }
@@ -52,6 +55,10 @@ impl Node for TestNode {
 
     fn writable(&self) -> bool {
         self.writable
+    }
+
+    fn default_freshness(&self) -> Freshness {
+        self.freshness
     }
 
     fn max_spec_len(&self) -> u64 {

@@ -15,6 +15,8 @@ use larder::trust::issue::{self, NODE_VALIDITY, Order};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::LEASE;
+
 /// How long a process may take to start or to end.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -65,7 +67,9 @@ impl Site {
     }
 
     pub(super) async fn start_coordinator(&mut self) -> anyhow::Result<Running> {
-        self.start("c1", Role::Coordinator, &[]).await
+        let lease = format!("{}ms", LEASE.as_millis());
+        let more = ["--lease", &lease];
+        self.start("c1", Role::Coordinator, &more).await
     }
 
     pub(super) async fn start_worker(

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::plan::{self, Definition};
 use super::progress::Progress;
-use super::show_key;
+use super::{show_key, wait};
 use crate::cli::complaint::Complaint;
 use crate::cli::exit::Exit;
 
@@ -26,13 +26,14 @@ pub(super) async fn send(
     api: &Arc<dyn Api>,
     definitions: &[Definition],
     request: &Publish,
+    verbose: bool,
 ) -> anyhow::Result<PublishedRev> {
     send_bodies(api, definitions).await?;
-    let first = api.publish(request.clone()).await;
+    let first = wait::publish(&**api, request, verbose).await;
     let result = match first {
         Err(failure) if failure.code == Code::MissingBody.as_str() => {
             send_bodies(api, definitions).await?;
-            api.publish(request.clone()).await
+            wait::publish(&**api, request, verbose).await
         }
         other => other,
     };

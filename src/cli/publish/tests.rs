@@ -46,6 +46,7 @@ fn args(paths: &[&Path]) -> Args {
         note: String::new(),
         idempotency_key: None,
         dry_run: false,
+        verbose: false,
         client: ClientArgs::default(),
     }
 }

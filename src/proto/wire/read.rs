@@ -10,7 +10,8 @@ use crate::spec::{SpecHash, SpecName};
 pub struct Resolve {
     /// The revision to look at; `None` is the newest visible one.
     pub at: Option<Revision>,
-    /// At most [`MAX_NAMES_PER_RESOLVE`](crate::proto::limit::MAX_NAMES_PER_RESOLVE) names.
+    /// At most [`MAX_NAMES_PER_RESOLVE`](crate::proto::limit::MAX_NAMES_PER_RESOLVE) names; none
+    /// asks only which revision is the newest.
     pub names: Vec<ResolveName>,
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::answer::Hop;
 use crate::answer::{Freshness, GetError, HopFailure, LastKnown, Mode, RunToken, Snapshot};
-use crate::catalog::{Content, Revision, Version};
+use crate::catalog::{CatalogId, Content, Epoch, Revision, Version};
 use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
 use crate::proto::limit::{ANSWER_TIMEOUT, MAX_NAMES_PER_RESOLVE, MAX_RELEASE_WAIT};
@@ -31,10 +31,7 @@ impl FlightKey {
     pub(super) fn new(name: &SpecName, freshness: Freshness) -> Self {
         Self {
             name: name.clone(),
-            at: match freshness {
-                Freshness::At(at) => Some(at),
-                _ => None,
-            },
+            at: freshness.revision(),
         }
     }
 }
@@ -99,9 +96,23 @@ impl Worker {
         }
     }
 
+    /// The same within one history: nothing from another one is an answer, whatever its number.
+    pub(super) fn get_run(&mut self, name: SpecName, token: RunToken, waiter: Waiter, now: Time) {
+        let known = self.mark.map(|mark| token.check(mark.catalog, mark.epoch));
+        match known {
+            // Of an epoch that is still to come here: the coordinator may be in it.
+            Some(Err(GetError::OtherEpoch { epoch, .. })) if epoch < token.epoch => {}
+            Some(Err(error)) => return self.fail(vec![waiter], &error),
+            Some(Ok(())) | None => {}
+        }
+        self.get_at(name, token.rev, waiter, now);
+    }
+
     /// What a name was at a revision never changes, so any flight may be joined.
     pub(super) fn get_at(&mut self, name: SpecName, at: Revision, waiter: Waiter, now: Time) {
-        if let Some((version, snapshot)) = self.sight.at(&name, at) {
+        if let Some((version, snapshot)) = self.sight.at(&name, at)
+            && waiter.is_within(snapshot.catalog, snapshot.epoch)
+        {
             let basis = Basis {
                 mode: Mode::At,
                 snapshot: Some(snapshot),
@@ -111,7 +122,9 @@ impl Worker {
             let waiters = vec![waiter];
             return self.settle(version, basis, waiters, Vec::new(), Hop::Disk, now);
         }
-        if let (Some(version), Some(mark)) = (self.held.at(&name, at), self.mark) {
+        if let (Some(version), Some(mark)) = (self.held.at(&name, at), self.mark)
+            && waiter.is_within(mark.catalog, mark.epoch)
+        {
             let basis = Basis {
                 mode: Mode::At,
                 snapshot: Some(mark.at(at)),
@@ -413,31 +426,14 @@ impl Worker {
         true
     }
 
-    /// Those for whom the answer is new enough; the others are told so.
+    /// Those for whom the answer is of the right history and new enough; the others are told so.
     fn reaching(&mut self, waiters: Vec<Waiter>, opening: &Resolved) -> Vec<Waiter> {
-        let reached = |token: &RunToken| {
-            token.catalog == opening.catalog
-                && (opening.epoch, opening.rev) >= (token.epoch, token.rev)
-        };
-        let (reaching, short): (Vec<_>, Vec<_>) = waiters
-            .into_iter()
-            .partition(|waiter| waiter.at_least.as_ref().is_none_or(reached));
-        for waiter in short {
-            let Some(token) = waiter.at_least else {
-                continue;
-            };
-            let error = match token.catalog == opening.catalog {
-                true => GetError::Future {
-                    at: token.rev,
-                    newest: opening.rev,
-                },
-                false => GetError::WrongCatalog {
-                    known: token.catalog,
-                    got: opening.catalog,
-                    hops: Vec::new(),
-                },
-            };
-            self.fail(vec![waiter], &error);
+        let mut reaching = Vec::with_capacity(waiters.len());
+        for waiter in waiters {
+            match waiter.takes(opening) {
+                Ok(()) => reaching.push(waiter),
+                Err(error) => self.fail(vec![waiter], &error),
+            }
         }
         reaching
     }
@@ -627,6 +623,23 @@ impl Worker {
             });
         }
         hops
+    }
+}
+
+impl Waiter {
+    fn is_within(&self, catalog: CatalogId, epoch: Epoch) -> bool {
+        self.within
+            .is_none_or(|token| token.check(catalog, epoch).is_ok())
+    }
+
+    fn takes(&self, opening: &Resolved) -> Result<(), GetError> {
+        if let Some(token) = self.within {
+            token.check(opening.catalog, opening.epoch)?;
+        }
+        match self.at_least {
+            Some(token) => token.check_reached(opening.catalog, opening.epoch, opening.rev),
+            None => Ok(()),
+        }
     }
 }
 

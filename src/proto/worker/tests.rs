@@ -560,6 +560,88 @@ fn a_revision_that_was_seen_is_answered_without_asking() {
     assert!(desk.asks_nobody(), "now it is known");
 }
 
+fn token(epoch: u64, rev: u64) -> RunToken {
+    RunToken {
+        catalog: CATALOG,
+        epoch: Epoch::new(epoch),
+        rev: Revision::new(rev),
+    }
+}
+
+#[test]
+fn a_token_of_this_history_reads_its_revision_like_a_number() {
+    let mut desk = desk(1, 0);
+    desk.publish_and_read(1, "a", 3, "v3");
+    desk.read(2, "a", Freshness::Run(token(1, 3)));
+    assert_eq!(desk.answer(2).proof.mode, Mode::At);
+    assert!(desk.asks_nobody());
+    desk.read(3, "a", Freshness::Run(token(1, 4)));
+    let (call, _, request) = desk.resolve();
+    assert_eq!(request.at, Some(Revision::new(4)));
+    desk.event(call, opening(4));
+    desk.outcome(call, Some(version(3, "v3")), false);
+    assert_eq!(desk.answer(3).spec, Some(spec("v3")));
+}
+
+#[test]
+fn a_token_of_another_catalog_or_of_an_epoch_that_is_over_is_refused_at_once() {
+    let mut desk = desk(1, 0);
+    desk.strict(1, "a");
+    let (call, ..) = desk.resolve();
+    desk.event(call, opening_of(2, 3));
+    desk.outcome(call, Some(version(3, "v3")), true);
+    desk.event(call, Event::Body(spec("v3").into_bytes()));
+    desk.event(call, Event::End);
+    // Each names a number that is held here, of another history.
+    let foreign = RunToken {
+        catalog: CatalogId::from_bytes([9; 16]),
+        ..token(2, 3)
+    };
+    desk.read(2, "a", Freshness::Run(foreign));
+    assert!(matches!(desk.error(2), GetError::OtherCatalog { .. }));
+    desk.read(3, "a", Freshness::Run(token(1, 3)));
+    let error = desk.error(3);
+    assert_eq!(error.code(), "compacted");
+    assert!(error.to_string().contains("of epoch 1"), "{error}");
+    assert!(desk.asks_nobody());
+    desk.read(4, "a", Freshness::AtLeast(foreign));
+    assert!(matches!(desk.error(4), GetError::OtherCatalog { .. }));
+    assert!(desk.asks_nobody());
+}
+
+#[test]
+fn a_token_of_an_epoch_to_come_is_asked_for_and_compared_with_the_answer() {
+    let mut desk = desk(1, 0);
+    desk.publish_and_read(1, "a", 3, "v3");
+    for (ticket, epoch) in [(2, 1), (3, 2)] {
+        desk.read(ticket, "a", Freshness::Run(token(2, 3)));
+        let (call, _, request) = desk.resolve();
+        assert_eq!(request.at, Some(Revision::new(3)), "what is held is not it");
+        desk.event(call, opening_of(epoch, 3));
+        desk.outcome(call, Some(version(3, "new")), true);
+        desk.event(call, Event::Body(spec("new").into_bytes()));
+        desk.event(call, Event::End);
+    }
+    assert_eq!(desk.error(2).code(), "future-revision");
+    assert_eq!(desk.answer(3).spec, Some(spec("new")));
+}
+
+#[test]
+fn readers_of_one_number_share_a_request_and_each_token_is_compared() {
+    let mut desk = desk(1, 0);
+    desk.at(1, "a", 3);
+    desk.read(2, "a", Freshness::Run(token(1, 3)));
+    desk.read(3, "a", Freshness::Run(token(2, 3)));
+    let (call, ..) = desk.resolve();
+    assert!(desk.asks_nobody());
+    desk.event(call, opening_of(2, 3));
+    desk.outcome(call, Some(version(3, "v3")), true);
+    desk.event(call, Event::Body(spec("v3").into_bytes()));
+    assert_eq!(desk.answer(1).spec, Some(spec("v3")));
+    assert_eq!(desk.error(2).code(), "compacted");
+    assert_eq!(desk.answer(3).spec, Some(spec("v3")));
+}
+
 #[test]
 fn a_compacted_revision_is_an_error_and_never_the_latest() {
     let mut desk = desk(2, 0);

@@ -10,7 +10,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
 use super::{Backup, Daemon, TestNode, socket_in};
-use crate::answer::{Failure, GetError, Hop, HopFailure, LastKnown, Query, Target};
+use crate::answer::{
+    Failure, Freshness, GetError, Hop, HopFailure, LastKnown, Mode, Query, Target,
+};
 use crate::api::Api;
 use crate::api::conformance::{body, check, name, strict};
 use crate::api::shelf::Shelf;
@@ -346,5 +348,32 @@ async fn a_backup_ends_when_its_reader_is_gone() {
     assert_eq!(error.code, "disk-failed");
     while client.backup(&mut Full).await.expect_err("still full").code == "busy" {
         tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn the_mode_that_held_comes_over_for_every_freshness() {
+    let node = TestNode::new();
+    node.shelf.lease();
+    let daemon = Daemon::start(node).await;
+    let client = client(&daemon).await;
+    let token = client.run_token().await.expect("a token");
+    for (freshness, mode) in [
+        (Freshness::Strict, Mode::Lease),
+        (Freshness::Verified, Mode::Asked),
+        (Freshness::At(token.rev), Mode::At),
+        (Freshness::Run(token), Mode::At),
+        (Freshness::AtLeast(token), Mode::AtLeast),
+        (
+            Freshness::Bounded(Duration::from_millis(1_500)),
+            Mode::Bounded,
+        ),
+    ] {
+        let query = Query {
+            freshness,
+            ..strict("etl/a")
+        };
+        let answer = client.get(query).await.expect("an answer");
+        assert_eq!(answer.proof.mode, mode, "{freshness:?}");
     }
 }

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Daemon, TestNode, connect, exchange, socket_in};
-use crate::answer::{Answer, Query};
+use crate::answer::{Answer, Query, RunToken};
 use crate::api::conformance::{body, one};
 use crate::api::shelf::Shelf;
 use crate::api::{Api, Reply};
@@ -23,7 +23,7 @@ use crate::bridge::http::{
     HttpOptions, MAX_CONNECTIONS, MAX_UPLOADS, Node, ServeError, Server, SocketError, UnixOptions,
     WRITE_STALL,
 };
-use crate::proto::wire::{GetLog, List, Listing, Log};
+use crate::proto::wire::{GetLog, List, Listing, Log, Pinned, Pins};
 use crate::spec::{Spec, SpecHash, Syntax};
 
 async fn bind(path: PathBuf, group: Option<&str>) -> Result<Server, ServeError> {
@@ -240,6 +240,22 @@ impl Api for SlowNode {
 
     fn status(&self) -> Reply<'_, serde_json::Value> {
         self.shelf.status()
+    }
+
+    fn run_token(&self) -> Reply<'_, RunToken> {
+        self.shelf.run_token()
+    }
+
+    fn pin(&self, token: RunToken, keep: Duration) -> Reply<'_, Pinned> {
+        self.shelf.pin(token, keep)
+    }
+
+    fn unpin(&self, id: u64) -> Reply<'_, Pinned> {
+        self.shelf.unpin(id)
+    }
+
+    fn pins(&self) -> Reply<'_, Pins> {
+        self.shelf.pins()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reads: bytes with their proof, `304`, absence, and every refusal.
 
 use super::{Daemon, TestNode};
-use crate::answer::{GetError, Hop, HopFailure};
+use crate::answer::{Freshness, GetError, Hop, HopFailure};
 use crate::api::Api;
 use crate::api::conformance::{body, name, one};
 use crate::catalog::Revision;
@@ -146,11 +146,20 @@ async fn what_makes_no_sense_is_named() {
     let daemon = stocked().await;
     for (path, expected) in [
         ("specs/etl/a?att=1", "unknown query parameter `att`"),
+        ("specs/etl/a?stale=1", "unknown query parameter `stale`"),
+        ("specs/etl/a?at=x", "`at=x`: it is a revision"),
+        ("specs/etl/a?at_least=12", "`at_least=12`: a run's token"),
+        ("specs/etl/a?max_staleness=30", "a number and a unit"),
+        ("specs/etl/a?max_staleness=0s", "never younger"),
+        ("specs/etl/a?verified=yes", "`verified=yes`"),
         (
-            "specs/etl/a?at_least=1",
-            "unknown query parameter `at_least`",
+            "specs/etl/a?at=1&verified=true",
+            "`at` and `verified` exclude each other",
         ),
-        ("specs/etl/a?at=x", "`at=x`: invalid digit"),
+        (
+            "specs/etl/a?max_staleness=1s&strict=true",
+            "`max_staleness` and `strict` exclude each other",
+        ),
         ("specs/etl/a?at=1&at=2", "`at` is given twice"),
         ("specs/etl/a?deadline_ms=0", "from 1 to 3600000"),
         ("specs/etl/a?deadline_ms=3600001", "from 1 to 3600000"),
@@ -265,4 +274,33 @@ async fn each_failure_of_a_read_has_its_status() {
         let retry = if path == "busy" { "1" } else { "" };
         assert_eq!(reply.header("retry-after"), retry, "{path}");
     }
+}
+
+#[tokio::test]
+async fn a_read_that_says_nothing_gets_the_nodes_default_and_one_that_does_gets_that() {
+    let daemon = stock(TestNode {
+        freshness: Freshness::At(Revision::new(1)),
+        ..TestNode::new()
+    })
+    .await;
+    let mode = async |query: &str| {
+        let reply = daemon.ask(&format!("GET /v1/specs/etl/a{query}")).await;
+        assert_eq!(reply.status, 200, "{query}");
+        reply.header("larder-mode").to_owned()
+    };
+    assert_eq!(mode("").await, "at");
+    assert_eq!(mode("?verified=false").await, "at");
+    assert_eq!(mode("?strict=true").await, "asked");
+    assert_eq!(mode("?max_staleness=30s").await, "bounded");
+    assert_eq!(mode("?verified=true").await, "asked");
+    let token = format!("lr1:{}:4:1", "ca".repeat(16));
+    assert_eq!(mode(&format!("?at={token}")).await, "at");
+    assert_eq!(mode(&format!("?at_least={token}")).await, "at-least");
+    let other = daemon
+        .ask(&format!(
+            "GET /v1/specs/etl/a?at={}",
+            token.replace(":4:", ":3:")
+        ))
+        .await;
+    assert_eq!(other.error(), (410, "compacted".into()));
 }

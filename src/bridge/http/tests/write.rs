@@ -185,3 +185,35 @@ async fn a_client_that_sends_first_still_reads_why_it_was_refused() {
     let reply = daemon.send("PUT /v1/specs/a", &big).await;
     assert_eq!(reply.error(), (403, "not-allowed".into()));
 }
+
+#[tokio::test]
+async fn pins_go_over_the_unix_socket_alone_and_need_no_right_to_publish() {
+    let daemon = Daemon::start(TestNode {
+        writable: false,
+        ..TestNode::new()
+    })
+    .await;
+    let token = daemon.ask("GET /v1/run-token").await.json();
+    let token = token["token"].as_str().expect("a token").to_owned();
+    let pin = format!("{{\"token\":\"{token}\",\"for_ms\":60000}}");
+    let made = daemon.send("POST /v1/pins", pin.as_bytes()).await;
+    assert_eq!((made.status, &made.json()["id"]), (200, &1.into()));
+    let listed = daemon.ask("GET /v1/pins").await.json();
+    assert_eq!(listed["pins"][0]["rev"], 0);
+    for (method, path) in [
+        ("GET", "/v1/pins"),
+        ("POST", "/v1/pins"),
+        ("DELETE", "/v1/pins/1"),
+    ] {
+        let head = format!("{method} {path}\nHost: localhost");
+        let reply = daemon.ask_tcp(&head).await;
+        assert_eq!(reply.error(), (403, "not-allowed".into()), "{method}");
+    }
+    let read = daemon.ask_tcp("GET /v1/run-token\nHost: localhost").await;
+    assert_eq!(read.status, 200, "a token tells only what a read tells");
+    assert_eq!(daemon.ask("DELETE /v1/pins/1").await.status, 200);
+    let again = daemon.ask("DELETE /v1/pins/1").await;
+    assert_eq!(again.error(), (404, "not-found".into()));
+    let bad = daemon.send("POST /v1/pins", b"{\"token\":\"lr1:x\"}").await;
+    assert_eq!(bad.error(), (400, "invalid".into()));
+}

@@ -1,0 +1,85 @@
+//! Runs and leases by the command line: one snapshot for many tasks, and whom a publish waits for.
+
+use rustix::process::Signal;
+
+use crate::site::{Daemon, Site};
+
+/// Asks anew until a worker holds a lease; far more often than it takes.
+const LOOKS: usize = 2_000;
+
+fn publish(site: &Site, coordinator: &Daemon, body: &str) {
+    let file = site.write("a.yaml", body);
+    let args = ["publish", &file, "--socket", coordinator.socket()];
+    site.run(&args).ok();
+}
+
+#[test]
+fn all_tasks_of_a_run_read_its_snapshot() {
+    let site = Site::new();
+    let coordinator = site.coordinator("c");
+    let worker = site.worker("w", &coordinator, &[]);
+    publish(&site, &coordinator, "steps: [old]\n");
+    let token = site.run(&["run-token", "--socket", worker.socket()]).ok();
+    let token = token.trim();
+    publish(&site, &coordinator, "steps: [new]\n");
+
+    let get = |variable: &str, value: &str, flags: &[&str]| {
+        let mut args = vec!["get", "a", "--socket", worker.socket()];
+        args.extend(flags);
+        site.run_with(&[(variable, value)], &args)
+    };
+    let (old, new) = ("steps: [old]\n", "steps: [new]\n");
+    assert_eq!(get("LARDER_REVISION", token, &[]).ok(), old);
+    assert_eq!(get("LARDER_REVISION", token, &["--verified"]).ok(), new);
+    assert_eq!(get("LARDER_AT_LEAST", token, &["--verified"]).ok(), new);
+    let other = token.replacen(":1:", ":7:", 1);
+    get("LARDER_REVISION", &other, &[]).fails(3, &["of epoch 7", "hint: "]);
+    get("LARDER_REVISION", "soon", &[]).fails(2, &["LARDER_REVISION=`soon`"]);
+
+    // A worker may not publish, and passes pins on all the same.
+    let args = ["pin", token, "--for", "2h", "--socket", worker.socket()];
+    let pinned = site.run(&args).ok();
+    assert!(pinned.starts_with("pin 1: revision 1 until 20"), "{pinned}");
+    let args = ["pins", "--json", "--socket", coordinator.socket()];
+    let pins = site.run(&args).json();
+    assert_eq!(pins["pins"][0]["by"], "spiffe://test.example/worker/w");
+    site.run(&["unpin", "1", "--socket", worker.socket()]).ok();
+    let gone = site.run(&["unpin", "1", "--socket", worker.socket()]);
+    gone.fails(3, &["there is no pin 1"]);
+}
+
+#[test]
+fn a_publish_says_whom_it_waits_for_and_status_says_who_holds_what() {
+    let site = Site::new();
+    let certs = site.identity("coordinator", "c");
+    let args = ["coordinator", "--certs", &certs, "--lease", "3s"];
+    let coordinator = site.start(&args, "c").expect("it starts");
+    let worker = site.worker("w", &coordinator, &[]);
+    publish(&site, &coordinator, "steps: [old]\n");
+    let status = || {
+        let args = ["status", "--json", "--socket", worker.socket()];
+        site.run(&args).json()
+    };
+    let leased = (0..LOOKS).any(|_| status()["lease"]["left_ms"].as_u64() > Some(0));
+    assert!(leased, "{}", worker.log());
+    let args = ["status", "--json", "--socket", coordinator.socket()];
+    let of_coordinator = site.run(&args).json();
+    assert_eq!(of_coordinator["lease_ms"], 3_000);
+    let session = &of_coordinator["workers"][0];
+    assert_eq!(session["uri"], "spiffe://test.example/worker/w");
+
+    worker.signal(Signal::STOP);
+    let file = site.write("a.yaml", "steps: [new]\n");
+    let args = ["publish", "-v", &file, "--socket", coordinator.socket()];
+    let ended = site.run(&args);
+    for words in [
+        "waiting for w: its lease ends in",
+        "no answer until its lease ended: w",
+    ] {
+        assert!(ended.err.contains(words), "{ended:?}");
+    }
+    ended.ok();
+    worker.signal(Signal::CONT);
+    let args = ["get", "a", "--socket", worker.socket()];
+    assert_eq!(site.run(&args).ok(), "steps: [new]\n");
+}
