@@ -10,6 +10,7 @@ mod writer;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -42,6 +43,8 @@ struct Node {
     endpoint: Endpoint,
     store_dir: Option<PathBuf>,
     max_spec_len: u64,
+    /// The newest epoch has a visible revision; before that nobody is told anything.
+    begun: AtomicBool,
     started: Instant,
 }
 
@@ -55,6 +58,10 @@ impl Node {
     }
 
     fn catalog(&self) -> Result<&Arc<Engine>, Refusal> {
+        if !self.begun.load(Ordering::Acquire) {
+            let message = "a new epoch begins here once every lease of the old one has ended";
+            return Err(Refusal::new(Code::Busy, message));
+        }
         self.engine.as_ref().ok_or_else(|| {
             let message = "no catalog here: this coordinator was started without a store";
             Refusal::new(Code::NoCatalog, message)
@@ -121,7 +128,6 @@ impl Coordinator {
                 let unix_ms = clock::unix_ms();
                 started.drive(Input::NewEpoch { unix_ms });
             }
-            started.await_epoch().map_err(RunError::Disk)?;
             engine = Some(started);
             storage = Some(thread);
         }
@@ -134,10 +140,15 @@ impl Coordinator {
                 StoreChoice::None => None,
             },
             max_spec_len: config.max_spec_len,
+            begun: AtomicBool::new(false),
             started: Instant::now(),
         });
         let serving = service::Serving(Arc::clone(&node));
         node.endpoint.serve(Arc::new(serving));
+        if let Some(engine) = &node.engine {
+            engine.await_epoch().map_err(RunError::Disk)?;
+        }
+        node.begun.store(true, Ordering::Release);
         Ok(Self {
             node,
             runtime,

@@ -308,6 +308,7 @@ mod tests {
                 .expect("started"),
             store_dir: None,
             max_spec_len: MAX_SPEC_LEN,
+            begun: true.into(),
             started: StdInstant::now(),
         })
     }

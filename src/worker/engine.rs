@@ -437,7 +437,12 @@ impl Engine {
                 links.any(|link| link.addr() == addr && link.is_untrusted())
             }
         };
-        !hops.is_empty() && hops.iter().all(untrusted)
+        // That the own disk was no help is not what stands in the way.
+        let mut asked = hops
+            .iter()
+            .filter(|failure| failure.hop != Hop::Disk)
+            .peekable();
+        asked.peek().is_some() && asked.all(untrusted)
     }
 
     pub(super) fn peer_links(&self) -> &[Link] {

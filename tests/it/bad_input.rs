@@ -299,7 +299,7 @@ fn a_coordinator_whose_store_went_back_is_not_believed_until_a_new_epoch() {
     let coordinator = start(&[]);
     publish(&site, &coordinator, &[&daily, "--name", "again"]).ok();
     let worker = site.worker("w", &coordinator, &[]);
-    let get = || site.run(&["get", "daily", "--socket", worker.socket()]);
+    let get = || site.run(&["get", "daily", "--verified", "--socket", worker.socket()]);
     get().ok();
     coordinator.stop();
     fs::remove_dir_all(&store).expect("removed");
@@ -338,7 +338,7 @@ fn a_silent_coordinator_ends_a_read_within_its_deadline() {
     get(&[]).ok();
     coordinator.signal(Signal::STOP);
     let began = Instant::now();
-    let silent = get(&["--deadline", "500ms"]);
+    let silent = get(&["--deadline", "500ms", "--verified"]);
     let took = began.elapsed();
     let (least, most) = (Duration::from_millis(500), Duration::from_secs(5));
     assert!((least..most).contains(&took), "{took:?}");

@@ -79,9 +79,10 @@ fn without_a_coordinator_peers_give_bytes_and_nobody_gives_names() {
         format!("tried coordinator {addr}: "),
         format!("tried coordinator {silent}: "),
     );
-    let name = get(&site, &worker, "daily", &[]);
+    // Whatever a lease still allows.
+    let name = get(&site, &worker, "daily", &["--verified"]);
     name.fails(4, &["no proof that any copy of `daily`", &first, &second]);
-    let name = get(&site, &honest, "daily", &[]);
+    let name = get(&site, &honest, "daily", &["--verified"]);
     name.fails(4, &["no proof", &first, &format!("larder get {hash}")]);
     let unknown = SpecHash::of(b"nobody has this").to_string();
     let peer = format!("tried peer {}: does not have it", honest.addr());

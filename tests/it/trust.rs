@@ -101,7 +101,7 @@ fn a_node_that_is_revoked_while_it_is_connected_is_cut_off_at_once() {
     coordinator.says(&["WARN", "no longer trusted", "the certificate is revoked"]);
     let hop = format!("tried coordinator {}: ", coordinator.addr());
     for _ in 0..2 {
-        let end = get(&site, &worker, "daily", &[]);
+        let end = get(&site, &worker, "daily", &["--verified"]);
         end.fails(7, &["no proof", &hop, "revoked"]);
     }
     let held = get(&site, &worker, "daily", &["--at", "1"]);
