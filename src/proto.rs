@@ -58,6 +58,8 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+#[cfg(feature = "sim")]
+pub mod canon;
 pub mod code;
 pub mod coordinator;
 pub mod limit;

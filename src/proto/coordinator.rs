@@ -16,6 +16,8 @@
 //! Readers never enter the machine. They hold a [`View`], an immutable revision that
 //! [`Output::Reveal`] replaces.
 
+#[cfg(feature = "sim")]
+mod canon;
 mod lease;
 mod ledger;
 mod pin;
@@ -249,6 +251,7 @@ pub enum Output {
 }
 
 /// See the [module](self).
+#[derive(Clone)]
 pub struct Coordinator {
     ledger: Ledger,
     signer: Arc<dyn HeadSigner>,
@@ -281,18 +284,21 @@ pub struct Coordinator {
     lost: Option<String>,
 }
 
+#[derive(Clone)]
 struct Queued {
     entry: Entry,
     /// Its number; that of the entry before for those that the machine adds itself.
     number: u64,
 }
 
+#[derive(Clone)]
 enum InFlight {
     Batch(Vec<Queued>),
     Checkpoint,
 }
 
 /// A publisher that is answered once `rev` is visible and entry `number` is durable.
+#[derive(Clone)]
 struct Waiting {
     ticket: Ticket,
     number: u64,

@@ -15,6 +15,8 @@
 //! The machine decides; the driver carries out [`Output`]s and hands in [`Input`]s. It may load
 //! from disk at once, within the same call.
 
+#[cfg(feature = "sim")]
+mod canon;
 mod fetch;
 mod held;
 mod lease;
@@ -218,7 +220,7 @@ pub enum Event {
 }
 
 /// What the driver must do.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Output {
     /// Look for a blob on disk and hand in [`Input::Loaded`].
     Load(SpecHash),
@@ -341,7 +343,7 @@ pub enum Keep {
 }
 
 /// See the [module](self).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Worker {
     sources: Sources,
     session: Session,
@@ -376,7 +378,7 @@ pub struct Worker {
 }
 
 /// A read in progress.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Read {
     target: Target,
     deadline: Time,
@@ -409,7 +411,7 @@ enum LoadFor {
 }
 
 /// A request over the network and what it is for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Call {
     Resolve(names::ResolveCall),
     Watch,

@@ -20,40 +20,40 @@ use crate::proto::mutant::mutant;
 use crate::proto::wire::{SessionId, Waited};
 
 /// Everyone who watches, and what waits for them.
-#[derive(Debug, Clone, Hash)]
+#[derive(Debug, Clone)]
 pub(super) struct Leases {
-    lease: Duration,
+    pub(super) lease: Duration,
     /// Nothing becomes visible before: leases of before the start may still run.
-    grace: Time,
-    sessions: BTreeMap<SessionId, Session>,
+    pub(super) grace: Time,
+    pub(super) sessions: BTreeMap<SessionId, Session>,
     /// By pending revision.
-    waits: BTreeMap<Revision, Wait>,
+    pub(super) waits: BTreeMap<Revision, Wait>,
 }
 
-#[derive(Debug, Clone, Hash)]
-struct Session {
+#[derive(Debug, Clone)]
+pub(super) struct Session {
     /// The certificate that first used this id.
-    owner: String,
-    expires: Time,
+    pub(super) owner: String,
+    pub(super) expires: Time,
     /// Everything up to here is marked there.
-    acked: Revision,
-    have: Revision,
-    heard: Time,
+    pub(super) acked: Revision,
+    pub(super) have: Revision,
+    pub(super) heard: Time,
     /// The stream that carries what is pushed, by the driver's number.
-    watch: Option<u64>,
-    strikes: VecDeque<Time>,
-    barred_until: Time,
+    pub(super) watch: Option<u64>,
+    pub(super) strikes: VecDeque<Time>,
+    pub(super) barred_until: Time,
     /// How long the next bar lasts.
-    bar: Duration,
+    pub(super) bar: Duration,
 }
 
-#[derive(Debug, Clone, Hash)]
-struct Wait {
-    since: Time,
-    holders: u32,
+#[derive(Debug, Clone)]
+pub(super) struct Wait {
+    pub(super) since: Time,
+    pub(super) holders: u32,
     /// Who has not acknowledged, and when that no longer matters.
-    left: BTreeMap<SessionId, Time>,
-    expired: Vec<String>,
+    pub(super) left: BTreeMap<SessionId, Time>,
+    pub(super) expired: Vec<String>,
 }
 
 /// What `status` says of one session.

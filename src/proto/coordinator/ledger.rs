@@ -22,7 +22,7 @@ const BASE_CHUNK: usize = 1_024;
 /// The coordinator's durable state: what a replay of its journal gives.
 ///
 /// The same methods change it while the coordinator runs and while it replays, so both agree.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Ledger {
     catalog: CatalogId,
     epoch: Epoch,
@@ -30,10 +30,10 @@ pub struct Ledger {
     /// All that was accepted, pending revisions among it.
     tip: Catalog,
     /// The catalog after each revision that is not visible yet, oldest first.
-    pending: VecDeque<(Catalog, Pending)>,
+    pub(super) pending: VecDeque<(Catalog, Pending)>,
     /// Retained revisions, the newest of which may be pending.
     log: BTreeMap<Revision, Line>,
-    keys: BTreeMap<(String, IdempotencyKey), Keyed>,
+    pub(super) keys: BTreeMap<(String, IdempotencyKey), Keyed>,
     /// Keys in the order in which they expire.
     key_order: VecDeque<(u64, String, IdempotencyKey)>,
     last_head: HeadHash,
@@ -53,7 +53,7 @@ struct Line {
 }
 
 /// The revision below the retained ones, while a replay still reads its records.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Base {
     rev: Revision,
     last: Revision,

@@ -13,7 +13,7 @@ use crate::proto::worker::{
 use crate::spec::{Mismatch, Spec, SpecHash};
 
 /// The bytes of one hash on their way.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Fetch {
     /// As the first record says; whoever has another record is told so at the end.
     len: Option<u64>,
@@ -27,7 +27,7 @@ pub(super) struct Fetch {
 }
 
 /// Reads that share one truth and wait for its bytes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Wanted {
     waiters: Vec<Waiter>,
     basis: Basis,

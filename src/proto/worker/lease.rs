@@ -33,34 +33,34 @@ const CATCH_UP_AFTER: Duration = Duration::from_millis(20);
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The worker's session with the coordinator.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Session {
-    sid: SessionId,
+    pub(super) sid: SessionId,
     /// It has been given back, or leases are not wanted.
-    left: bool,
-    verifier: Verifier,
-    prefetch: Prefetch,
-    nonce: u64,
+    pub(super) left: bool,
+    pub(super) verifier: Verifier,
+    pub(super) prefetch: Prefetch,
+    pub(super) nonce: u64,
     /// Local times at which renewals were sent, by nonce.
-    sent: BTreeMap<u64, Time>,
+    pub(super) sent: BTreeMap<u64, Time>,
     /// What a full lease lasts, as the coordinator last said.
-    lease: Duration,
-    watch: Option<CallId>,
+    pub(super) lease: Duration,
+    pub(super) watch: Option<CallId>,
     /// The coordinator has confirmed the watch.
-    watching: bool,
+    pub(super) watching: bool,
     /// Where the session is kept.
-    coordinator: Option<usize>,
+    pub(super) coordinator: Option<usize>,
     /// Renewals that failed in a row.
-    failures: u32,
+    pub(super) failures: u32,
     /// Everything up to this is marked.
-    acked: Option<(Epoch, Revision)>,
+    pub(super) acked: Option<(Epoch, Revision)>,
     /// The newest request whose answer named a revision that the replica has not reached.
-    anchor_wait: Option<(Time, Revision)>,
-    update: Option<CallId>,
+    pub(super) anchor_wait: Option<(Time, Revision)>,
+    pub(super) update: Option<CallId>,
     /// A delta does not help: only the whole catalog does.
-    whole: bool,
+    pub(super) whole: bool,
     /// The catalog of another epoch, whose buckets may still be right.
-    base: Option<Arc<Replica>>,
+    pub(super) base: Option<Arc<Replica>>,
 }
 
 /// Checks heads; a value of its own so that a session can be printed.
@@ -110,12 +110,12 @@ impl Session {
 }
 
 /// A renewal on its way.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct RenewCall {
-    coordinator: usize,
-    nonce: u64,
+    pub(super) coordinator: usize,
+    pub(super) nonce: u64,
     /// What had been seen when it was sent: an answer below it is a rollback.
-    mark: Option<Mark>,
+    pub(super) mark: Option<Mark>,
 }
 
 impl Worker {

@@ -37,18 +37,18 @@ impl FlightKey {
 }
 
 /// A question on its way.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Flight {
-    waiters: Vec<Waiter>,
+    pub(super) waiters: Vec<Waiter>,
     /// Strict reads that began after the question was sent: they ask again.
-    next: Vec<Waiter>,
+    pub(super) next: Vec<Waiter>,
     /// The newest version that is on disk, so that the coordinator need not send it.
     local: Option<Spec>,
     hops: Vec<HopFailure>,
-    tried: Vec<usize>,
+    pub(super) tried: Vec<usize>,
     /// Addresses that were given a second try over a new connection.
-    retried: Vec<usize>,
-    sent: Option<CallId>,
+    pub(super) retried: Vec<usize>,
+    pub(super) sent: Option<CallId>,
 }
 
 impl Flight {
@@ -71,16 +71,16 @@ impl Flight {
 }
 
 /// Several questions in one request to one coordinator.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct ResolveCall {
     coordinator: usize,
     sent: Time,
     /// In the order of the request; the first `answered` are done.
-    keys: Vec<FlightKey>,
-    answered: usize,
-    opening: Option<Resolved>,
+    pub(super) keys: Vec<FlightKey>,
+    pub(super) answered: usize,
+    pub(super) opening: Option<Resolved>,
     /// What had been seen when the request was sent: an answer below it is a rollback.
-    mark: Option<Mark>,
+    pub(super) mark: Option<Mark>,
     /// Whose body comes next.
     body_of: Option<crate::spec::SpecHash>,
 }

@@ -32,8 +32,8 @@ pub struct Sight {
 /// Names that are about to change, or have changed where this worker cannot see it yet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct MarkSet {
-    all: Revision,
-    names: BTreeMap<SpecName, Revision>,
+    pub(super) all: Revision,
+    pub(super) names: BTreeMap<SpecName, Revision>,
 }
 
 /// What a look at a [`Sight`] says.

@@ -45,7 +45,7 @@ pub struct SourceInfo {
 }
 
 /// The addresses with what was seen of each.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Sources {
     coordinators: Vec<Seen>,
     peers: Vec<Seen>,
@@ -53,7 +53,7 @@ pub(super) struct Sources {
     order: Vec<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Seen {
     addr: String,
     answers: u64,
