@@ -492,6 +492,9 @@ impl Worker {
         if !newer || !of_epoch {
             return;
         }
+        if self.mark.is_some_and(|mark| mark.epoch < next.epoch()) {
+            self.begin_epoch();
+        }
         let rev = next.rev();
         let next = Arc::new(next);
         self.out.push(Output::Keep(match before {

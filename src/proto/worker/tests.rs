@@ -963,3 +963,5 @@ mod any_order {
         }
     }
 }
+
+mod epoch;
