@@ -42,13 +42,20 @@ impl Canon {
 
     /// A number.
     pub fn u64(&mut self, number: u64) -> &mut Self {
-        self.bytes.extend(number.to_le_bytes());
+        // Nearly all numbers are small.
+        match u8::try_from(number) {
+            Ok(small) if small < u8::MAX => self.bytes.push(small),
+            _ => {
+                self.bytes.push(u8::MAX);
+                self.bytes.extend_from_slice(&number.to_le_bytes());
+            }
+        }
         self
     }
 
     /// Bytes, whose length is known from what stands before them.
     pub fn raw(&mut self, bytes: &[u8]) -> &mut Self {
-        self.bytes.extend(bytes);
+        self.bytes.extend_from_slice(bytes);
         self
     }
 
@@ -64,11 +71,7 @@ impl Canon {
     }
 
     /// Something that may be missing.
-    pub fn option<T>(
-        &mut self,
-        value: Option<T>,
-        write: impl FnOnce(&mut Self, T),
-    ) -> &mut Self {
+    pub fn option<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T)) -> &mut Self {
         self.flag(value.is_some());
         if let Some(value) = value {
             write(self, value);

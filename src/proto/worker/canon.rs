@@ -96,6 +96,11 @@ impl CallId {
     pub fn raw(self) -> u64 {
         self.0
     }
+
+    /// The call of that number.
+    pub fn from_raw(raw: u64) -> Self {
+        Self(raw)
+    }
 }
 
 impl Session {
@@ -129,9 +134,12 @@ impl Sight {
         write_mark(canon, self.floor);
         self.marks.canon(canon);
         let now = canon.now();
-        canon.option(self.lease_until.filter(|until| *until > now), |canon, until| {
-            canon.time(until);
-        });
+        canon.option(
+            self.lease_until.filter(|until| *until > now),
+            |canon, until| {
+                canon.time(until);
+            },
+        );
         if anchors {
             canon.option(self.anchor, |canon, anchor| {
                 canon.time(anchor);
@@ -153,7 +161,9 @@ impl MarkSet {
 impl Replica {
     /// Writes what it holds: its head commits to it.
     pub fn canon(&self, canon: &mut Canon) {
-        canon.raw(&self.head().to_bytes());
+        let head = self.head();
+        canon.u64(head.epoch.get()).u64(head.rev.get());
+        canon.raw(head.root.as_bytes()).raw(head.prev.as_bytes());
         canon.u64(self.records().oldest().get());
     }
 }
