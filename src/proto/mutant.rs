@@ -1,5 +1,5 @@
 //! Named faults, one line each, that only test builds can switch on: a suite that lets one pass
-//! has a hole. Without the feature `mutants` every question of [`mutant!`] is the constant
+//! has a hole. Without the feature `mutants` every question of `mutant!` is the constant
 //! `false`, and nothing of this is in the binary.
 
 /// Whether the named fault is switched on in this thread.
