@@ -2,11 +2,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use larder::answer::Freshness;
 use larder::config::{
     Address, CoordinatorConfig, IdentityPaths, LocalConfig, LogConfig, LogFormat, StoreChoice,
     WorkerConfig,
 };
 use larder::identity::Role;
+use larder::proto::worker::Prefetch;
 use larder::trust::issue::{self, NODE_VALIDITY, Order};
 
 /// Far more than a measure keeps: nothing is evicted.
@@ -37,6 +39,7 @@ pub(crate) fn coordinator(dir: &Path) -> anyhow::Result<CoordinatorConfig> {
         listen: "127.0.0.1:0".parse()?,
         store: StoreChoice::Directory(dir.join("coordinator-store")),
         max_spec_len: 1 << 20,
+        lease: Duration::from_secs(6),
         new_epoch: false,
     })
 }
@@ -57,6 +60,9 @@ pub(crate) fn worker(
         store,
         store_budget: STORE_BUDGET,
         deadline: Duration::from_secs(10),
+        lease: false,
+        prefetch: Prefetch::None,
+        freshness: Freshness::Strict,
     })
 }
 
