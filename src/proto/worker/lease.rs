@@ -303,6 +303,7 @@ impl Worker {
         {
             return false;
         }
+        let before = if mutant!(X32) { self.mark } else { before };
         if let Some(before) = before
             && (state.epoch, state.rev) < (before.epoch, before.rev)
             && self.mark.is_none_or(|mark| before.epoch == mark.epoch)
@@ -764,3 +765,6 @@ impl Worker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
