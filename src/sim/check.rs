@@ -94,8 +94,10 @@ struct Name {
     timeline: Timeline,
     /// Revisions of its changes, as reads returned and publishes wrote them.
     records: Steps,
-    /// Revisions in which acknowledged publishes of it held.
+    /// Revisions in which acknowledged publishes changed it.
     acknowledged: Steps,
+    /// The same where some names of a publish were so already, and nobody knows which.
+    confirmed: Steps,
 }
 
 /// Who learned something, and when.
@@ -105,6 +107,8 @@ struct Seen {
     op: Op,
     /// It said that there is no such name.
     absent: bool,
+    /// What it said, of a name.
+    content: Option<Content>,
 }
 
 impl Seen {
@@ -113,11 +117,13 @@ impl Seen {
             at,
             op,
             absent: false,
+            content: None,
         }
     }
 
     const fn content(mut self, content: Content) -> Self {
         self.absent = matches!(content, Content::Deleted);
+        self.content = Some(content);
         self
     }
 }
@@ -247,12 +253,13 @@ impl Checker {
         for (name, content) in answered.changes {
             let seen = seen.content(content);
             let state = self.names.entry(name.clone()).or_default();
-            state.acknowledged.rise(place, seen);
             let told = if complete {
+                state.acknowledged.rise(place, seen);
                 state.records.rise(place, seen);
                 self.retained.note(&name, place, content);
                 state.timeline.claim(place, place.rev, content, seen)
             } else {
+                state.confirmed.rise(place, seen);
                 state.timeline.show(place, content, seen)
             };
             told.map_err(|clash| self.publish_clash(op, &name, place, content, &clash))?;

@@ -1,4 +1,5 @@
 use super::publishes::Unexplained;
+use super::steps::Step;
 use super::timeline::Clash;
 use super::{
     Checker, Invariant, LONGEST_READ, Op, Seen, Violation, described, record, record_rev, said,
@@ -152,15 +153,21 @@ impl Checker {
 
     /// What was acknowledged before `time` and is not in the answer's snapshot.
     fn acknowledged_after(&self, told: &Told<'_>, time: Time) -> Option<(Seen, String)> {
-        let step = self.names.get(told.name)?.acknowledged.before(time)?;
-        (step.place > told.place).then(|| {
-            let (at, time) = (step.seen.at.as_micros(), time.as_micros());
-            let why = format!(
-                "and a publish of it was acknowledged at {}, at {at} us, before {time} us",
-                step.place
-            );
-            (step.seen, why)
-        })
+        let name = self.names.get(told.name)?;
+        let changed = name.acknowledged.before(time);
+        // If it was so already, an older revision says the same.
+        let confirmed = name.confirmed.before(time);
+        let confirmed = confirmed.filter(|step| step.seen.content != Some(told.content));
+        let missed = |step: &Step| step.place > told.place;
+        let step = changed
+            .filter(missed)
+            .or_else(|| confirmed.filter(missed))?;
+        let (at, time) = (step.seen.at.as_micros(), time.as_micros());
+        let why = format!(
+            "and a publish of it was acknowledged at {}, at {at} us, before {time} us",
+            step.place
+        );
+        Some((step.seen, why))
     }
 
     /// What each freshness adds, but for Strict's order: S1, S5, S6, S7, S9.
