@@ -5,7 +5,7 @@ mod engine;
 mod local;
 mod service;
 mod session;
-mod writer;
+pub(crate) mod writer;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

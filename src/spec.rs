@@ -13,6 +13,7 @@ use bytes::Bytes;
 pub use self::hash::{HashParseError, SpecHash};
 pub use self::name::{NameError, SpecName};
 pub use self::syntax::{Syntax, SyntaxError};
+use crate::proto::mutant::mutant;
 
 /// Largest spec that a coordinator accepts unless it is configured otherwise, in bytes.
 ///
@@ -21,6 +22,9 @@ pub const DEFAULT_MAX_SPEC_LEN: u64 = 1 << 20;
 
 /// Largest spec that the protocol can carry, in bytes. Configuration cannot go beyond it.
 pub const MAX_SPEC_LEN: u64 = 16 << 20;
+
+/// What a faulty check looks at.
+const FIRST_CHUNK: u64 = 1_024;
 
 /// The exact bytes of one definition together with their hash.
 ///
@@ -49,6 +53,7 @@ impl Spec {
         let got_len = bytes.len() as u64;
         if let Some(expected) = len
             && expected != got_len
+            && !mutant!(X04)
         {
             return Err(Mismatch::Length {
                 expected,
@@ -56,7 +61,8 @@ impl Spec {
             });
         }
         let got = SpecHash::of(&bytes);
-        if got != hash {
+        let unseen = mutant!(X03) && got_len > FIRST_CHUNK;
+        if got != hash && !unseen {
             return Err(Mismatch::Hash {
                 expected: hash,
                 got,

@@ -18,6 +18,8 @@ macro_rules! mutant {
 pub(crate) use mutant;
 
 #[cfg(feature = "mutants")]
+pub(crate) use self::switch::turn;
+#[cfg(feature = "mutants")]
 pub use self::switch::{Guard, Mutant, on};
 
 #[cfg(feature = "mutants")]
@@ -26,6 +28,7 @@ mod switch {
 
     thread_local! {
         static CHOSEN: Cell<Option<Mutant>> = const { Cell::new(None) };
+        static TURN: Cell<u64> = const { Cell::new(0) };
     }
 
     macro_rules! mutants {
@@ -141,9 +144,18 @@ mod switch {
         X32,
     }
 
+    /// Found in a binary that can be made faulty, and in no other.
+    const MARKER: &str = "this build of larder holds switchable faults";
+
     /// Whether `mutant` is switched on in this thread.
     pub fn on(mutant: Mutant) -> bool {
+        std::hint::black_box(MARKER);
         CHOSEN.get() == Some(mutant)
+    }
+
+    /// Counts the guards of this thread.
+    pub(crate) fn turn() -> u64 {
+        TURN.get()
     }
 
     /// Keeps a fault switched on in this thread until it is dropped.
@@ -154,6 +166,7 @@ mod switch {
         /// Switches `mutant` on, and any other one off.
         pub fn new(mutant: Mutant) -> Self {
             CHOSEN.set(Some(mutant));
+            TURN.set(TURN.get() + 1);
             Self(())
         }
     }

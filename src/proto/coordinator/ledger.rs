@@ -474,6 +474,13 @@ impl Ledger {
             &self.tip
         };
         for (name, versions) in kept.iter() {
+            if mutant!(X16)
+                && versions
+                    .last()
+                    .is_some_and(|last| last.content == Content::Deleted)
+            {
+                continue;
+            }
             for version in versions {
                 retained.extend(version.content.hash());
                 let name = name.clone();

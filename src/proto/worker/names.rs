@@ -309,6 +309,14 @@ impl Worker {
     /// Checks that the answer continues what was seen before; false ends the call.
     fn opened(&mut self, id: CallId, call: &mut ResolveCall, opening: Resolved, now: Time) -> bool {
         let hop = self.sources.hop(Source::Coordinator(call.coordinator));
+        let said = Mark {
+            catalog: opening.catalog,
+            epoch: opening.epoch,
+            rev: opening.rev,
+        };
+        if mutant!(X11) {
+            self.out.push(Output::Remember(said));
+        }
         if let Some(mark) = self.mark
             && mark.catalog != opening.catalog
         {
@@ -328,11 +336,6 @@ impl Worker {
             return false;
         }
         let at = call.keys.first().and_then(|key| key.at);
-        let said = Mark {
-            catalog: opening.catalog,
-            epoch: opening.epoch,
-            rev: opening.rev,
-        };
         // An answer for an old revision says nothing of the newest one.
         let state = match (at, call.mark) {
             (Some(_), Some(mark)) if mark.epoch == said.epoch => said.max(mark),

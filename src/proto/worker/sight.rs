@@ -65,10 +65,35 @@ pub fn look(
     name: &SpecName,
 ) -> (Arc<Sight>, Time, Look) {
     let early = mutant!(X01).then(&clock);
-    let sight = cell.load();
+    let sight = load(cell);
     let now = early.unwrap_or_else(clock);
     let look = sight.strict(name, now);
     (sight, now, look)
+}
+
+#[cfg(not(feature = "mutants"))]
+fn load(cell: &impl SightCell) -> Arc<Sight> {
+    cell.load()
+}
+
+/// A faulty reader thread keeps the first sight with a lease that it gets.
+#[cfg(feature = "mutants")]
+fn load(cell: &impl SightCell) -> Arc<Sight> {
+    use std::cell::RefCell;
+    thread_local! {
+        static KEPT: RefCell<(u64, Option<Arc<Sight>>)> = RefCell::default();
+    }
+    let sight = cell.load();
+    if !mutant!(X02) {
+        return sight;
+    }
+    KEPT.with_borrow_mut(|(turn, kept)| {
+        let now = crate::proto::mutant::turn();
+        if *turn != now || kept.as_ref().is_none_or(|kept| kept.lease_until.is_none()) {
+            (*turn, *kept) = (now, Some(Arc::clone(&sight)));
+        }
+        kept.clone().unwrap_or(sight)
+    })
 }
 
 impl MarkSet {
