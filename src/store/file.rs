@@ -11,7 +11,7 @@
 //!   trying again does not help: the kernel may have dropped the bytes.
 //! - An open file stays readable when its name is renamed over or removed.
 
-#[cfg(test)]
+#[cfg(any(test, feature = "sim"))]
 pub(crate) mod sim;
 
 use std::fmt;

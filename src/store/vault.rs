@@ -149,6 +149,16 @@ impl Vault<RealDisk> {
 }
 
 impl<D: Disk> Vault<D> {
+    /// Opens the journal on `disk`, with a view in memory that is built from it.
+    #[cfg(feature = "sim")]
+    pub(crate) fn open_simulated(
+        disk: D,
+        visit: impl FnMut(&Entry),
+    ) -> Result<(Self, Opened), VaultError> {
+        let view: Arc<dyn Store> = Arc::new(crate::store::memory::MemoryStore::new());
+        Self::assemble(disk, None, |_| Ok(Arc::clone(&view)), visit)
+    }
+
     /// Opens the journal on `disk`, and the view of it.
     fn assemble(
         disk: D,

@@ -69,6 +69,14 @@ impl SimDisk {
         self.state().fail_next = Some(op);
     }
 
+    /// Nothing that was asked to fail does so any more.
+    #[cfg(feature = "sim")]
+    pub(crate) fn repair(&self) {
+        let mut state = self.state();
+        state.fail_next = None;
+        state.power_off_after = None;
+    }
+
     /// Files can grow by this many more bytes together; what shrinks gives its space back.
     /// `None` is no limit.
     pub(crate) fn space_left(&self, bytes: Option<u64>) {
@@ -136,7 +144,7 @@ impl SimDisk {
 impl State {
     fn begin(&mut self, op: Op) -> io::Result<()> {
         self.ops += 1;
-        if self.power_off_after.is_some_and(|limit| self.ops > limit) {
+        if self.is_off() {
             return Err(io::Error::other("the power is off"));
         }
         if self.fail_next == Some(op) {
@@ -159,6 +167,10 @@ impl State {
         let old = self.nodes[node].live.len() as u64;
         let end = old + capacity.saturating_sub(self.used());
         len.min(end.saturating_sub(offset) as usize)
+    }
+
+    fn is_off(&self) -> bool {
+        self.power_off_after.is_some_and(|limit| self.ops > limit)
     }
 
     fn change_names(&mut self, change: impl FnOnce(&mut BTreeMap<String, usize>)) {
@@ -303,12 +315,17 @@ impl DiskFile for SimFile {
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.disk.state();
         let begun = state.begin(Op::SyncData);
-        let node = &mut state.nodes[self.node];
-        if begun.is_ok() {
-            node.durable = node.live.clone();
+        if state.is_off() {
+            return begun;
         }
+        let node = &mut state.nodes[self.node];
         // As Linux does: after a failed sync the pages count as clean, and are never written.
-        node.unsynced.clear();
+        let unsynced = std::mem::take(&mut node.unsynced);
+        if begun.is_ok() {
+            for change in &unsynced {
+                change.apply(&mut node.durable);
+            }
+        }
         begun
     }
 }
