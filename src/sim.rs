@@ -13,3 +13,5 @@ pub mod history;
 #[cfg(feature = "mutants")]
 pub mod model;
 pub mod search;
+mod random;
+pub mod world;

@@ -1,0 +1,455 @@
+//! Workers: their machines, what they keep, and what they do for each other.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::clock::Clock;
+use super::net::{Ask, Caller};
+use super::plan::Plan;
+use super::readers::Open;
+use super::site::Signed;
+use super::{Step, World};
+use crate::answer::Hop;
+use crate::proto::Time;
+use crate::proto::code::{Code, Refusal};
+use crate::proto::replica::Replica;
+use crate::proto::wire::SessionId;
+use crate::proto::worker::{
+    CallId, Config, Event, HeldRecord, Input, Keep, Local, Mark, Output, Prefetch, Restored, Sight,
+    SightCell, Source, Ticket, Worker,
+};
+use crate::sim::history::WorkerId;
+use crate::sim::random::Random;
+use crate::spec::{SpecHash, SpecName};
+use crate::store::blobs::{self, Loaded};
+use crate::store::memory::MemoryStore;
+
+/// A worker.
+pub(super) struct Node {
+    pub(super) clock: Clock,
+    pub(super) machine: Option<Worker>,
+    pub(super) cell: Shown,
+    pub(super) blobs: MemoryStore,
+    kept: Kept,
+    /// What of it survives a power cut.
+    flushed: Kept,
+    pub(super) incarnation: u64,
+    /// Under which the checker knows it; another one once it has forgotten what it saw.
+    pub(super) identity: WorkerId,
+    sleeps_until: Time,
+    armed: Option<Time>,
+    pub(super) open: BTreeMap<Ticket, Open>,
+    pub(super) up: Up,
+    /// The renewal that was sent last.
+    pub(super) renewing: Option<CallId>,
+    liar: bool,
+    peers: Vec<usize>,
+}
+
+/// Which way packets pass between a worker and the coordinator.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Up {
+    pub(super) to: bool,
+    pub(super) from: bool,
+}
+
+/// What a worker's store holds besides blobs.
+#[derive(Debug, Clone, Default)]
+struct Kept {
+    mark: Option<Mark>,
+    replica: Option<Arc<Replica>>,
+    anchor: Option<Time>,
+    held: Vec<HeldRecord>,
+    used: BTreeSet<SpecName>,
+    /// Kept by nobody, but for a mutant.
+    lease_until: Option<Time>,
+}
+
+/// What reader threads see.
+#[derive(Debug, Default)]
+pub(super) struct Shown(Mutex<Arc<Sight>>);
+
+impl SightCell for Shown {
+    fn load(&self) -> Arc<Sight> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn store(&self, sight: Arc<Sight>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = sight;
+    }
+}
+
+impl Node {
+    pub(super) fn new(plan: &Plan, index: usize, random: &mut Random) -> Self {
+        let local = Time::from_micros(1_000_000 + random.below(1 << 40));
+        let drift = match plan.drift {
+            0 => 0,
+            // The worst is likelier than anything between.
+            most if random.percent(60) => -i64::from(most),
+            most => random.below(2 * u64::from(most) + 1) as i64 - i64::from(most),
+        };
+        let others = (0..plan.workers).filter(|&other| other != index && plan.peers);
+        let mut peers: Vec<_> = others.collect();
+        while peers.len() > 3 {
+            let gone = random.index(peers.len());
+            peers.swap_remove(gone);
+        }
+        Self {
+            clock: Clock::new(Time::default(), local, drift),
+            machine: None,
+            cell: Shown::default(),
+            blobs: MemoryStore::new(),
+            kept: Kept::default(),
+            flushed: Kept::default(),
+            incarnation: 0,
+            identity: WorkerId(index as u64),
+            sleeps_until: Time::default(),
+            armed: None,
+            open: BTreeMap::new(),
+            up: Up {
+                to: true,
+                from: true,
+            },
+            renewing: None,
+            liar: random.percent(plan.liars),
+            peers,
+        }
+    }
+
+    /// Until when it sleeps.
+    pub(super) fn asleep(&self, now: Time) -> Option<Time> {
+        (self.sleeps_until > now).then_some(self.sleeps_until)
+    }
+
+    /// When it last woke.
+    pub(super) fn slept_until(&self) -> Time {
+        self.sleeps_until
+    }
+
+    pub(super) fn wake_now(&mut self) {
+        self.sleeps_until = Time::default();
+    }
+
+    pub(super) fn load(&self, hash: SpecHash, len: Option<u64>) -> Local {
+        match blobs::load(&self.blobs, hash, len) {
+            Ok(Loaded::Found(spec)) => Local::Found(spec),
+            Ok(Loaded::Missing) => Local::Missing,
+            Ok(Loaded::Damaged) => Local::Damaged,
+            Err(error) => Local::Failed(error.to_string()),
+        }
+    }
+
+    /// Carries out what only concerns its store; false leaves it to the world.
+    fn keep(&mut self, output: &Output) -> bool {
+        match output {
+            Output::Save(spec) => {
+                // A cache that takes no write asks again later.
+                let _ = blobs::save(&self.blobs, spec);
+            }
+            Output::Hold(record) => self.kept.held.push(record.clone()),
+            Output::ForgetHeld => self.kept.held.clear(),
+            Output::Remember(mark) => self.kept.mark = Some(*mark),
+            Output::Keep(Keep::Whole(replica) | Keep::Steps { replica, .. }) => {
+                self.kept.replica = Some(Arc::clone(replica));
+            }
+            Output::Anchor(anchor) => self.kept.anchor = Some(*anchor),
+            Output::Use(name) => {
+                self.kept.used.insert(name.clone());
+            }
+            Output::Show(sight) => self.cell.store(Arc::clone(sight)),
+            _ => return false,
+        }
+        true
+    }
+}
+
+impl World {
+    /// Hands one input to a worker's machine and carries out what follows from it.
+    pub(super) fn tell(&mut self, worker: usize, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let node = &mut self.nodes[worker];
+            let now = node.clock.at(self.now);
+            let Some(machine) = &mut node.machine else {
+                return;
+            };
+            for output in machine.handle(input, now) {
+                self.carry_out(worker, output, &mut inputs);
+            }
+        }
+        let node = &mut self.nodes[worker];
+        let wake = node.machine.as_ref().and_then(Worker::next_wake);
+        let wake = wake.map(|local| node.clock.real(local).max(self.now));
+        if let Some(at) = wake
+            && node.armed.is_none_or(|armed| at < armed)
+        {
+            node.armed = Some(at);
+            self.schedule(at, Step::NodeWakes(worker));
+        }
+    }
+
+    fn carry_out(&mut self, worker: usize, output: Output, inputs: &mut VecDeque<Input>) {
+        let incarnation = self.nodes[worker].incarnation;
+        let caller = |call| Caller {
+            worker,
+            incarnation,
+            call,
+        };
+        self.oracle.note(self.now, 1, worker as u64, || {
+            format!("w{worker} {}", told(&output))
+        });
+        if self.nodes[worker].keep(&output) {
+            return;
+        }
+        match output {
+            Output::Load(hash) => {
+                let local = self.nodes[worker].load(hash, None);
+                inputs.push_back(Input::Loaded { hash, local });
+            }
+            Output::Watch { call, sid, .. } => self.send(caller(Some(call)), Ask::Watch(sid)),
+            Output::Renew { call, request, .. } => {
+                self.nodes[worker].renewing = Some(call);
+                self.send(caller(Some(call)), Ask::Renew(request));
+            }
+            Output::PrepAck { ack, .. } => self.send(caller(None), Ask::Ack(ack)),
+            Output::Leave { sid, .. } => self.send(caller(None), Ask::Leave(sid)),
+            Output::GetDelta { call, request, .. } => {
+                self.send(caller(Some(call)), Ask::Delta(request));
+            }
+            Output::GetCatalog { call, request, .. } => {
+                self.send(caller(Some(call)), Ask::Catalog(request));
+            }
+            Output::Resolve { call, request, .. } => {
+                self.send(caller(Some(call)), Ask::Resolve(request));
+            }
+            Output::Fetch {
+                call, source, hash, ..
+            } => match source {
+                Source::Coordinator(_) => self.send(caller(Some(call)), Ask::Blob(hash)),
+                Source::Peer(index) => {
+                    let peer = self.nodes[worker].peers[index];
+                    let from = caller(Some(call));
+                    let pause = self.travel();
+                    self.later(pause, Step::Peer { from, peer, hash });
+                }
+            },
+            Output::Cancel(call) => self.send(caller(None), Ask::Unwatch(call)),
+            Output::Done { ticket, result } => self.read_done(worker, ticket, result),
+            Output::Misbehaved { hop, what } => {
+                if matches!(hop, Hop::Coordinator(_)) {
+                    let why = format!("w{worker} says that the coordinator lies: it {what}");
+                    self.oracle.fail(self.now, why, format!("w{worker} "));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Something comes back for a call.
+    pub(super) fn event(&mut self, to: Caller, event: Event) {
+        let node = &self.nodes[to.worker];
+        let Some(call) = to.call else { return };
+        if node.incarnation != to.incarnation || node.machine.is_none() {
+            return;
+        }
+        let worker = to.worker;
+        self.oracle.note(self.now, 2, worker as u64, || {
+            format!("w{worker} <- {}", short(&event))
+        });
+        self.tell(worker, Input::Event { call, event });
+    }
+
+    pub(super) fn node_wakes(&mut self, worker: usize) {
+        let node = &mut self.nodes[worker];
+        if let Some(until) = node.asleep(self.now) {
+            return self.schedule(until, Step::NodeWakes(worker));
+        }
+        if node.armed.is_some_and(|armed| armed <= self.now) {
+            node.armed = None;
+            self.tell(worker, Input::Wake);
+        }
+    }
+
+    pub(super) fn start_node(&mut self, worker: usize) {
+        if self.nodes[worker].machine.is_some() {
+            return;
+        }
+        let high = u128::from(self.random.next()) << 64;
+        let sid = SessionId::new(high | u128::from(self.random.next()));
+        let seed = self.random.next();
+        let prefetch = *self
+            .random
+            .pick(&[Prefetch::None, Prefetch::Used, Prefetch::All]);
+        let node = &mut self.nodes[worker];
+        let config = Config {
+            coordinators: vec!["c0".into(), "c1".into()],
+            peers: node.peers.iter().map(|peer| format!("w{peer}")).collect(),
+            seed,
+            sid,
+            lease: true,
+            prefetch,
+        };
+        let kept = node.kept.clone();
+        let restored = Restored {
+            mark: kept.mark,
+            replica: kept.replica.map(|replica| Replica::clone(&replica)),
+            anchor: kept.anchor,
+            held: kept.held.into_iter().collect(),
+            used: kept.used,
+            #[cfg(feature = "mutants")]
+            lease_until: kept.lease_until,
+        };
+        node.cell = Shown::default();
+        node.renewing = None;
+        node.machine = Some(Worker::new(&config, Arc::new(Signed), restored));
+        self.oracle
+            .note(self.now, 3, worker as u64, || format!("w{worker} starts"));
+        self.tell(worker, Input::Wake);
+        self.later(Duration::from_secs(1), Step::Flush(worker));
+    }
+
+    pub(super) fn flush_node(&mut self, worker: usize) {
+        // Copying is dear; in a crowd nobody loses anything.
+        if self.nodes.len() <= 20 && !self.quiet {
+            let node = &mut self.nodes[worker];
+            node.flushed = node.kept.clone();
+            self.later(Duration::from_secs(1), Step::Flush(worker));
+        }
+    }
+
+    /// The process is killed; `power` takes what was not flushed, and the clock with it.
+    pub(super) fn kill_node(&mut self, worker: usize, power: bool) {
+        let fresh = self.id();
+        let drift_at = Time::from_micros(1_000_000);
+        let now = self.now;
+        let node = &mut self.nodes[worker];
+        let Some(machine) = node.machine.take() else {
+            return;
+        };
+        let local = node.clock.at(now);
+        let left = machine.sight().lease_left(local);
+        node.kept.lease_until = Some(local + left);
+        node.incarnation += 1;
+        node.open.clear();
+        node.armed = None;
+        node.wake_now();
+        if power {
+            node.kept = node.flushed.clone();
+            node.kept.anchor = None;
+            node.kept.lease_until = None;
+            node.identity = WorkerId(1_000_000 + fresh);
+            node.clock.restart(now, drift_at);
+        }
+        self.oracle.note(now, 4, worker as u64, || {
+            format!("w{worker} is killed, power {power}")
+        });
+        let streams: Vec<_> = self
+            .streams
+            .iter()
+            .filter(|(_, stream)| stream.caller.worker == worker)
+            .map(|(&number, _)| number)
+            .collect();
+        for stream in streams {
+            self.break_stream(stream);
+        }
+    }
+
+    pub(super) fn suspend_node(&mut self, worker: usize, pause: Duration) {
+        let node = &mut self.nodes[worker];
+        if node.machine.is_none() || node.asleep(self.now).is_some() {
+            return;
+        }
+        node.sleeps_until = self.now + pause;
+        node.clock.slept(self.now, pause);
+        let incarnation = node.incarnation;
+        self.oracle.note(self.now, 5, worker as u64, || {
+            format!("w{worker} sleeps for {pause:?}")
+        });
+        // It finds out a little later than its readers go on.
+        let late = self
+            .random
+            .span((Duration::ZERO, Duration::from_millis(200)));
+        let step = Step::Resumed {
+            worker,
+            incarnation,
+        };
+        self.later(pause + late, step);
+    }
+
+    pub(super) fn node_resumed(&mut self, worker: usize, incarnation: u64) {
+        if self.nodes[worker].incarnation == incarnation {
+            self.tell(worker, Input::Resumed);
+        }
+    }
+
+    /// A peer is asked for bytes, and gives them, or what it likes.
+    pub(super) fn peer_asked(&mut self, from: Caller, peer: usize, hash: SpecHash) {
+        let node = &self.nodes[peer];
+        if node.machine.is_none() || node.asleep(self.now).is_some() {
+            let pause = self
+                .random
+                .span((Duration::from_millis(5), Duration::from_secs(3)));
+            return self.fails(from, pause, true);
+        }
+        let found = match node.load(hash, None) {
+            Local::Found(spec) => Some(spec.into_bytes()),
+            _ => None,
+        };
+        let lies = node.liar && !self.quiet && self.random.percent(70);
+        let event = match found {
+            _ if lies => self.lie(found),
+            Some(bytes) => Some(Event::Body(bytes)),
+            None => Some(Event::Refused(Refusal::new(Code::NotFound, "not here"))),
+        };
+        if let Some(event) = event {
+            self.reply(from, vec![event]);
+        }
+    }
+
+    /// Wrong bytes, too few, too many, another definition, or nothing at all.
+    fn lie(&mut self, found: Option<Bytes>) -> Option<Event> {
+        let mut bytes = found.map_or_else(|| b"steps: [lie]\n".to_vec(), |bytes| bytes.to_vec());
+        match self.random.below(6) {
+            0 => return None,
+            1 => bytes.truncate(bytes.len() / 2),
+            2 => bytes.extend_from_slice(&[b'#'; 4_000]),
+            3 => {
+                let index = self.random.index(bytes.len());
+                bytes[index] ^= 1;
+            }
+            4 => {
+                // Right at first sight.
+                if let Some(last) = bytes.last_mut() {
+                    *last ^= 1;
+                }
+            }
+            _ => return Some(Event::Refused(Refusal::new(Code::NotFound, "not here"))),
+        }
+        Some(Event::Body(bytes.into()))
+    }
+}
+
+/// One line for the log.
+fn told(output: &Output) -> String {
+    match output {
+        Output::Show(sight) => format!(
+            "shows {:?}, floor {:?}, marks {:?}",
+            sight
+                .replica()
+                .map(|replica| (replica.epoch(), replica.rev())),
+            sight.floor().map(|mark| (mark.epoch, mark.rev)),
+            sight.marks()
+        ),
+        Output::Keep(_) => "keeps its replica".into(),
+        Output::Save(spec) => format!("saves {}", spec.hash().short()),
+        other => short(other),
+    }
+}
+
+/// The beginning of what something prints.
+pub(super) fn short(of: &impl std::fmt::Debug) -> String {
+    format!("{of:?}").chars().take(300).collect()
+}

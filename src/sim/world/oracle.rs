@@ -1,0 +1,180 @@
+//! Judges what happens, and remembers what led to it.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use super::plan::Plan;
+use crate::answer::Target;
+use crate::catalog::CatalogId;
+use crate::proto::Time;
+use crate::sim::check::{Checker, Report};
+use crate::sim::history::{Event, Read};
+
+/// Lines that are remembered.
+const LINES: usize = 200_000;
+
+/// Characters of a line.
+const LINE: usize = 240;
+
+/// Lines that are shown, of those that concern the failure, unless `LARDER_SIM_LINES` says
+/// otherwise.
+const SHOWN: usize = 60;
+
+fn shown() -> usize {
+    let wanted = std::env::var("LARDER_SIM_LINES").ok();
+    wanted.and_then(|text| text.parse().ok()).unwrap_or(SHOWN)
+}
+
+/// A world that kept its promises.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// How much was checked.
+    pub report: Report,
+    /// A hash over every step.
+    pub log: u64,
+    /// Steps.
+    pub steps: u64,
+}
+
+/// A world that did not.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// What was promised, and what happened.
+    pub why: String,
+    /// Virtual time.
+    pub at: Time,
+    /// The world.
+    pub plan: Plan,
+    /// The last steps that concern it.
+    pub trace: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.trace {
+            writeln!(f, "{line}")?;
+        }
+        let Plan { seed, kind, .. } = self.plan;
+        let at = self.at.as_micros();
+        writeln!(f, "{kind} world, seed {seed}, at {at} us: {}", self.why)?;
+        write!(
+            f,
+            "again: LARDER_SIM_PLAN='{kind}' LARDER_SIM_SEED={seed} cargo test --locked --test sim one_seed -- --nocapture"
+        )
+    }
+}
+
+impl std::error::Error for Failure {}
+
+pub(super) struct Oracle {
+    checker: Option<Checker>,
+    report: Report,
+    log: u64,
+    steps: u64,
+    lines: Option<VecDeque<String>>,
+    failure: Option<(String, Time)>,
+    /// What a line must contain to concern the failure.
+    about: Vec<String>,
+}
+
+impl Oracle {
+    pub(super) fn new(catalog: CatalogId, traced: bool) -> Self {
+        Self {
+            checker: Some(Checker::new(catalog)),
+            report: Report::default(),
+            log: 0xcbf2_9ce4_8422_2325,
+            steps: 0,
+            lines: traced.then(VecDeque::new),
+            failure: None,
+            about: Vec::new(),
+        }
+    }
+
+    /// Notes a step: in the hash by its numbers, in the log of a second run by its words.
+    pub(super) fn note(&mut self, at: Time, kind: u64, about: u64, text: impl FnOnce() -> String) {
+        self.steps += 1;
+        for word in [at.as_micros(), kind, about] {
+            self.log = (self.log ^ word).wrapping_mul(0x0100_0000_01b3);
+            self.log ^= self.log >> 29;
+        }
+        if let Some(lines) = &mut self.lines {
+            if lines.len() == LINES {
+                lines.pop_front();
+            }
+            let text: String = text().chars().take(LINE).collect();
+            lines.push_back(format!("{:>11} {text}", at.as_micros()));
+        }
+    }
+
+    /// Something that the checker judges; `who` did it.
+    pub(super) fn event(&mut self, event: Event, who: &str) {
+        let at = event.at();
+        self.note(at, 20, 0, || format!("{who}: {event:?}"));
+        let Some(checker) = &mut self.checker else {
+            return;
+        };
+        if let Err(violation) = checker.push(&event) {
+            self.fail(at, violation.to_string(), who.to_owned());
+        }
+    }
+
+    pub(super) fn read(&mut self, read: Read, at_worker: usize) {
+        let content = match &read.outcome {
+            crate::sim::history::Outcome::Answered { proof, .. } => {
+                proof.record.map_or(1, |rev| rev.get() + 2)
+            }
+            crate::sim::history::Outcome::Failed(_) => 0,
+        };
+        self.note(read.responded, 21, content, || {
+            format!("w{at_worker} read {read:?}")
+        });
+        let name = match &read.target {
+            Target::Name(name) => name.to_string(),
+            Target::Hash(hash) => hash.short(),
+        };
+        let at = read.responded;
+        let Some(checker) = &mut self.checker else {
+            return;
+        };
+        if let Err(violation) = checker.push(&Event::Read(read)) {
+            self.about.push(name);
+            self.fail(at, violation.to_string(), format!("w{at_worker} "));
+        }
+    }
+
+    pub(super) fn fail(&mut self, at: Time, why: String, who: String) {
+        if self.failure.is_none() {
+            self.failure = Some((why, at));
+            self.about.push(who);
+            self.about.push("coordinator ".into());
+            self.checker = None;
+        }
+    }
+
+    pub(super) fn failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
+    pub(super) fn close(mut self, plan: &Plan, _now: Time) -> Result<Outcome, Failure> {
+        let Some((why, at)) = self.failure.take() else {
+            if let Some(checker) = self.checker.take() {
+                self.report = checker.finish();
+            }
+            return Ok(Outcome {
+                report: self.report,
+                log: self.log,
+                steps: self.steps,
+            });
+        };
+        let concerns = |line: &&String| self.about.iter().any(|about| line.contains(about));
+        let lines = self.lines.iter().flatten().rev().filter(concerns);
+        let mut trace: Vec<_> = lines.take(shown()).cloned().collect();
+        trace.reverse();
+        Err(Failure {
+            why,
+            at,
+            plan: plan.clone(),
+            trace,
+        })
+    }
+}
