@@ -64,7 +64,14 @@ fn a_publish_that_changed_nothing_is_an_acknowledgement_too() {
         .publish(20..30, 2, &[("b", 2)])
         .sent(31, None, &[("a", 0), ("b", 2)])
         .acknowledged(32, place(1, 2), 0)
+        // It was so in both revisions, and no worker must know of the newer one to say so.
         .read(read("a", 33..34, place(1, 1), 0, 0).by(2, 0))
+        .passes();
+    Story::new()
+        .publish(0..10, 1, &[("b", 1)])
+        .sent(11, None, &[("a", 3), ("b", 1)])
+        .acknowledged(12, place(1, 2), 1)
+        .read(read("a", 13..14, place(1, 1), 0, 0).by(2, 0))
         .breaks(Invariant::S8);
 }
 
