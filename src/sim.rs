@@ -12,6 +12,6 @@ pub mod check;
 pub mod history;
 #[cfg(feature = "mutants")]
 pub mod model;
-pub mod search;
 mod random;
+pub mod search;
 pub mod world;

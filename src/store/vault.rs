@@ -155,8 +155,7 @@ impl<D: Disk> Vault<D> {
         disk: D,
         visit: impl FnMut(&Entry),
     ) -> Result<(Self, Opened), VaultError> {
-        let view: Arc<dyn Store> = Arc::new(crate::store::memory::MemoryStore::new());
-        Self::assemble(disk, None, |_| Ok(Arc::clone(&view)), visit)
+        Self::assemble(disk, None, Box::new(source::Forgotten), visit)
     }
 
     /// Opens the journal on `disk`, and the view of it.

@@ -8,7 +8,6 @@ use super::publishers::Sent;
 use super::site::{Asker, Job};
 use super::{Step, World};
 use crate::catalog::Entry;
-use crate::coordinator::writer;
 use crate::proto::code::Refusal;
 use crate::proto::coordinator::{Input, Written};
 use crate::sim::history::{self, Place};
@@ -25,12 +24,9 @@ impl World {
             return;
         };
         let written = match running.job.take() {
-            Some(Job::Entries(entries)) => {
-                writer::write(&mut running.vault, &entries, &mut running.staged)
-            }
-            Some(Job::Checkpoint(entries, mut retained)) => {
-                retained.extend(running.staged.keys().copied());
-                self.rewrite(entries, &retained);
+            Some(Job::Entries(entries)) => running.storage.write(&entries),
+            Some(Job::Checkpoint(entries, retained)) => {
+                self.rewrite(entries, retained);
                 Written::All
             }
             None => return,
@@ -50,19 +46,19 @@ impl World {
         self.drive(Input::Written(written));
         if let Some(running) = &mut self.site.running {
             // The view only repeats what the journal says.
-            let _ = running.vault.apply_to_view();
+            running.storage.apply_to_view();
         }
         self.note_compaction();
     }
 
-    fn rewrite(&mut self, entries: Vec<Entry>, retained: &BTreeSet<SpecHash>) {
+    fn rewrite(&mut self, entries: Vec<Entry>, retained: BTreeSet<SpecHash>) {
         let Some(running) = &mut self.site.running else {
             return;
         };
-        let reader = running.vault.reader();
+        let reader = running.storage.vault.reader();
         let hashes = self.specs.iter().map(Spec::hash);
         let before: Vec<_> = hashes.filter(|hash| reader.has(*hash)).collect();
-        writer::checkpoint(&mut running.vault, entries, retained);
+        running.storage.checkpoint(entries, retained);
         let gone = before.into_iter().filter(|hash| !reader.has(*hash));
         for hash in gone.collect::<Vec<_>>() {
             let at = self.now;
@@ -99,7 +95,7 @@ impl World {
         {
             let ops = self.site.disk.ops() + self.random.index(4);
             self.site.disk.power_off_after(ops);
-            let _ = writer::write(&mut running.vault, &entries, &mut running.staged);
+            let _ = running.storage.write(&entries);
         }
         self.site.disk.repair();
         if power {
@@ -136,7 +132,7 @@ impl World {
             return;
         }
         let view = &running.view;
-        let reader = running.vault.reader();
+        let reader = running.storage.vault.reader();
         let versions = view
             .records
             .iter()
@@ -156,7 +152,7 @@ impl World {
             return;
         };
         if let Some(mut content) = self.site.disk.content(journal::FILE) {
-            content.truncate(running.vault.durable_end() as usize);
+            content.truncate(running.storage.vault.durable_end() as usize);
             self.site.backup = Some(content);
         }
     }
@@ -173,7 +169,7 @@ impl World {
             return Ok(());
         };
         for spec in &sent.specs {
-            writer::stage(&mut running.vault, spec, &mut running.staged)?;
+            running.storage.stage(spec)?;
         }
         Ok(())
     }

@@ -142,7 +142,7 @@ impl World {
                 (cell.load().bounded(name, staleness, now), Mode::Bounded)
             }
             Freshness::AtLeast(token) => (cell.load().at_least(name, token), Mode::AtLeast),
-            Freshness::Verified | Freshness::At(_) => return None,
+            Freshness::Verified | Freshness::At(_) | Freshness::Run(_) => return None,
         };
         let Look::Serve(Version { rev, content }, snapshot) = found else {
             return None;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::clock::Clock;
 use super::net::{Ask, Caller, Stream};
@@ -10,6 +10,7 @@ use super::plan::Plan;
 use super::publishers::Sent;
 use super::{Step, World};
 use crate::catalog::{CatalogId, Content, Entry, Epoch, HeadSigner, HeadVerifier, Revision};
+use crate::coordinator::writer::Storage;
 use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
 use crate::proto::coordinator::{Coordinator, Input, Ledger, Options, Output, Ticket, View};
@@ -70,10 +71,9 @@ pub(super) struct Site {
 
 /// Its process.
 pub(super) struct Running {
-    pub(super) vault: Vault<SimDisk>,
+    pub(super) storage: Storage<SimDisk>,
     pub(super) machine: Coordinator,
     pub(super) view: Arc<View>,
-    pub(super) staged: BTreeMap<SpecHash, Instant>,
     pub(super) asked: BTreeMap<Ticket, Asker>,
     pub(super) job: Option<Job>,
     armed: Option<Time>,
@@ -189,11 +189,10 @@ impl World {
         self.site.generation += 1;
         let restores = std::mem::take(&mut self.site.restores);
         self.site.running = Some(Running {
-            vault,
+            storage: Storage::new(vault),
             oldest: view.records.oldest(),
             view: Arc::clone(&view),
             machine,
-            staged: BTreeMap::new(),
             asked: BTreeMap::new(),
             job: None,
             armed: None,
@@ -387,7 +386,7 @@ impl World {
         let Some(running) = &self.site.running else {
             return Vec::new();
         };
-        let body = |hash, len| match running.vault.reader().body(hash, len) {
+        let body = |hash, len| match running.storage.vault.reader().body(hash, len) {
             Ok(Some(spec)) => Some(spec.into_bytes()),
             Ok(None) | Err(_) => None,
         };

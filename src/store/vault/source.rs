@@ -60,6 +60,26 @@ impl ViewSource for SledView {
     }
 }
 
+/// A view in memory, which every start builds anew.
+#[cfg(feature = "sim")]
+#[derive(Debug)]
+pub(super) struct Forgotten;
+
+#[cfg(feature = "sim")]
+impl ViewSource for Forgotten {
+    fn open(&mut self, _: Option<StoreError>) -> Result<Arc<dyn Store>, MetaError> {
+        Ok(Arc::new(crate::store::memory::MemoryStore::new()))
+    }
+
+    fn set_aside(&self) -> Option<&Path> {
+        None
+    }
+
+    fn keeps_damaged(&self) -> bool {
+        false
+    }
+}
+
 /// Whether a view that does not open must stop the coordinator: somebody else has it, or
 /// another version or role made it. Whatever else is wrong, the journal can do without it.
 pub(super) fn refuses(error: &MetaError) -> bool {
