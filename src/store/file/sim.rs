@@ -86,6 +86,7 @@ impl SimDisk {
     }
 
     /// Bytes of all files that have a name.
+    #[cfg(test)]
     pub(crate) fn used(&self) -> u64 {
         self.state().used()
     }
