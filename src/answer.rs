@@ -359,6 +359,7 @@ pub struct Proof {
     /// The hop that gave the bytes, or the absence.
     pub source: Hop,
     /// The answer was current at most this long ago, counted at the moment it was given.
+    /// The largest number: nobody knows, as for a catalog that an earlier process fetched.
     pub age_us: u64,
 }
 

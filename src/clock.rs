@@ -16,10 +16,19 @@ pub fn now() -> Time {
 /// How long the machine has slept since it was started: the boot clock runs on meanwhile, and the
 /// monotonic one does not.
 pub fn slept() -> std::time::Duration {
-    let monotonic = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let seconds = u64::try_from(monotonic.tv_sec).unwrap_or_default();
-    let micros = u64::try_from(monotonic.tv_nsec).unwrap_or_default() / 1_000;
-    now().since(Time::from_micros(seconds * 1_000_000 + micros))
+    // The boot clock is read between two looks at the other one, so that a thread that is held up
+    // in between does not seem to have slept.
+    let before = monotonic();
+    let boot = now();
+    let after = monotonic();
+    boot.since(before).min(boot.since(after))
+}
+
+fn monotonic() -> Time {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    let micros = u64::try_from(now.tv_nsec).unwrap_or_default() / 1_000;
+    Time::from_micros(seconds * 1_000_000 + micros)
 }
 
 /// Wall clock, milliseconds since 1970: for people, idempotency keys and retention.

@@ -124,7 +124,8 @@ impl Coordinator {
             && let StoreChoice::Directory(dir) = &config.store
         {
             let (started, thread) = start_engine(vault, machine, &runtime, dir)?;
-            if config.new_epoch {
+            // One that was asked for before and has not begun is begun first.
+            if config.new_epoch && !started.lacks_head() {
                 let unix_ms = clock::unix_ms();
                 started.drive(Input::NewEpoch { unix_ms });
             }

@@ -202,7 +202,10 @@ fn describe(target: &Target, answer: &Answer) -> String {
 
 /// Why the answer is right, in words.
 fn reason(proof: &Proof) -> String {
-    let age = seconds(Duration::from_micros(proof.age_us));
+    let age = match proof.age_us {
+        u64::MAX => "nobody knows how long".to_owned(),
+        micros => seconds(Duration::from_micros(micros)),
+    };
     match proof.mode {
         Mode::Lease => format!("current under a lease, heard from the coordinator {age} ago"),
         Mode::Asked => format!("the coordinator was asked {age} ago"),

@@ -169,6 +169,12 @@ impl Engine {
         })
     }
 
+    /// Whether the newest epoch has no head yet.
+    pub(super) fn lacks_head(&self) -> bool {
+        let machine = self.machine();
+        machine.view().epoch < machine.ledger().epoch()
+    }
+
     /// How long a lease lasts.
     pub(super) fn lease(&self) -> Duration {
         self.machine().options().lease
@@ -366,8 +372,8 @@ impl Engine {
     }
 
     /// Lets a pinned revision go.
-    pub(super) async fn unpin(self: &Arc<Self>, id: u64) -> Result<Pinned, Refusal> {
-        self.ask(&self.pinning, |ticket| Input::Unpin { ticket, id })
+    pub(super) async fn unpin(self: &Arc<Self>, by: String, id: u64) -> Result<Pinned, Refusal> {
+        self.ask(&self.pinning, |ticket| Input::Unpin { ticket, by, id })
             .await
     }
 
@@ -463,6 +469,7 @@ impl Engine {
             }
             Output::Reveal(view) => self.view.store(view),
             Output::Push { streams, push } => self.streams.push(&streams, &push),
+            Output::EndStream(stream) => self.streams.close(stream),
             Output::Reply { ticket, result } => answer(&self.publishers, ticket, result),
             Output::Granted { ticket, result } => answer(&self.renewing, ticket, result),
             Output::PinReply { ticket, result } => answer(&self.pinning, ticket, result),

@@ -191,7 +191,7 @@ impl Api for Arc<Node> {
     }
 
     fn unpin(&self, id: u64) -> Reply<'_, Pinned> {
-        Box::pin(async move { Ok(self.catalog()?.unpin(id).await?) })
+        Box::pin(async move { Ok(self.catalog()?.unpin(LOCAL.into(), id).await?) })
     }
 
     fn pins(&self) -> Reply<'_, Pins> {

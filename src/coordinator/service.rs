@@ -105,7 +105,9 @@ impl Serving {
             Request::GetDelta(get) => Response::Delta(engine.delta(&get)?),
             Request::GetCatalog(get) => return self.catalog(&get, reply).await,
             Request::Pin(pin) => Response::Pinned(engine.pin(peer.uri.to_string(), pin).await?),
-            Request::Unpin(unpin) => Response::Pinned(engine.unpin(unpin.id).await?),
+            Request::Unpin(unpin) => {
+                Response::Pinned(engine.unpin(peer.uri.to_string(), unpin.id).await?)
+            }
             Request::GetPins(_) => Response::Pins(engine.pins()),
             Request::Hello(_) | Request::GetStatus => {
                 return Err(Refusal::new(Code::BadFrame, "a hello opens a connection").into());
@@ -155,7 +157,8 @@ impl Serving {
                 () = &mut gone => return Err(Trouble::Gone),
             };
             let Some(push) = push else {
-                let message = "this worker did not take what it was told in time";
+                let message =
+                    "this worker did not take what it was told in time, or has too many sessions";
                 return Err(Refusal::new(Code::Busy, message).into());
             };
             match &*push {

@@ -35,7 +35,8 @@ pub use self::ledger::{Ledger, ReplayError};
 pub use self::publish::check_form;
 pub use self::view::View;
 use crate::catalog::{
-    CatalogId, Change, Entry, Head, HeadSigner, IdempotencyKey, Keyed, Pending, Published, Revision,
+    CatalogId, Change, Entry, Head, HeadSigner, IdempotencyKey, Keyed, Pending, PinEntry,
+    Published, Revision,
 };
 use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
@@ -164,6 +165,8 @@ pub enum Input {
     Unpin {
         /// Under which the answer comes.
         ticket: Ticket,
+        /// Who: whoever pinned it, or `local`.
+        by: String,
         /// The pin's number.
         id: u64,
     },
@@ -227,6 +230,8 @@ pub enum Output {
         /// What to send.
         push: Arc<Push>,
     },
+    /// End this stream: what is pushed to it is registered nowhere.
+    EndStream(u64),
     /// Answer a worker that wants a lease.
     Granted {
         /// Of the request.
@@ -263,6 +268,8 @@ pub struct Coordinator {
     raising: bool,
     /// Pins that wait to be durable, or gone.
     pinning: VecDeque<(u64, Ticket, Pinned)>,
+    /// Pins that were taken back and whose entry is not durable yet.
+    unpinned: BTreeMap<u64, PinEntry>,
     /// Entries of idempotency keys that are not durable yet, by number.
     key_numbers: BTreeMap<(String, IdempotencyKey), u64>,
     /// What the revisions that just became visible had to wait for.
@@ -333,6 +340,7 @@ impl Coordinator {
             parked: Vec::new(),
             raising: false,
             pinning: VecDeque::new(),
+            unpinned: BTreeMap::new(),
             key_numbers: BTreeMap::new(),
             waited: BTreeMap::new(),
             now,
@@ -462,7 +470,7 @@ impl Coordinator {
                 pin,
                 unix_ms,
             } => self.pin(ticket, by, &pin, unix_ms, &mut out),
-            Input::Unpin { ticket, id } => self.unpin(ticket, id, &mut out),
+            Input::Unpin { ticket, by, id } => self.unpin(ticket, &by, id, &mut out),
             Input::Compact => self.compact_wanted = true,
             Input::Written(written) => self.written(written, now, &mut out),
             Input::Wake => {
@@ -603,6 +611,7 @@ impl Coordinator {
                     prepared = true;
                 }
                 Entry::Visible { rev } => self.reveal(*rev, out),
+                Entry::Unpinned { id } => drop(self.unpinned.remove(id)),
                 Entry::LeaseMax { lease_us } => {
                     self.ledger.set_lease_max(Duration::from_micros(*lease_us));
                     self.raising = false;
@@ -688,7 +697,10 @@ impl Coordinator {
             match &queued.entry {
                 Entry::Keyed(keyed) => self.ledger.forget(keyed),
                 Entry::Unpinned { .. } | Entry::Pinned(_) => self.forget_pin(&queued.entry),
-                Entry::LeaseMax { .. } => self.raising = false,
+                Entry::LeaseMax { .. } => {
+                    self.raising = false;
+                    self.retry_at = Some(now + RETRY);
+                }
                 _ => {}
             }
         }

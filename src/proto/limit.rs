@@ -126,6 +126,10 @@ pub const RECORDS_PER_PART: usize = 1_024;
 /// Sessions at one coordinator, one per worker process. A further one gets no lease.
 pub const MAX_SESSIONS: usize = MAX_CONNECTIONS;
 
+/// Sessions with one certificate: a few processes, and those that were killed a moment ago. A
+/// further one gets no lease.
+pub const MAX_SESSIONS_PER_NODE: usize = 32;
+
 /// Renewals of one worker that may be under way; the answers to older ones are not believed.
 pub const MAX_NONCES: usize = 8;
 

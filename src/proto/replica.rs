@@ -26,7 +26,7 @@ pub struct Replica {
     records: Catalog,
     head: VerifiedHead,
     /// How each retained revision came to be, oldest first.
-    lines: Arc<BTreeMap<Revision, Line>>,
+    lines: Arc<BTreeMap<Revision, Arc<Line>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -84,7 +84,7 @@ impl Replica {
         Ok(Self {
             records,
             head,
-            lines: Arc::new(BTreeMap::from([(head.head().rev, line)])),
+            lines: Arc::new(BTreeMap::from([(head.head().rev, Arc::new(line))])),
         })
     }
 
@@ -136,13 +136,11 @@ impl Replica {
             }
             let names = changes.into_iter().map(|change| change.name).collect();
             let head_of_line = signed;
-            lines.insert(
-                head.rev,
-                Line {
-                    head: head_of_line,
-                    names,
-                },
-            );
+            let line = Line {
+                head: head_of_line,
+                names,
+            };
+            lines.insert(head.rev, Arc::new(line));
             (prev, last) = (head, Some(signed));
         }
         let Some(last) = last else {

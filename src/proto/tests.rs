@@ -138,6 +138,16 @@ impl Site {
         }
     }
 
+    /// The coordinator is gone, and its store is as it was at revision `rev`.
+    fn go_back_to(&mut self, rev: u64) {
+        self.crash();
+        self.journal.retain(|entry| match entry {
+            Entry::Pending(pending) => pending.rev.get() <= rev,
+            Entry::Visible { rev: visible } => visible.get() <= rev,
+            _ => true,
+        });
+    }
+
     fn ask(&mut self, input: coordinator::Input) {
         let Some(machine) = &mut self.coordinator else {
             return;
@@ -156,6 +166,7 @@ impl Site {
                 }
                 coordinator::Output::Reveal(_) | coordinator::Output::PinReply { .. } => {}
                 coordinator::Output::Push { streams, push } => self.push(&streams, &push),
+                coordinator::Output::EndStream(stream) => drop(self.streams.remove(&stream)),
                 coordinator::Output::Granted { ticket, result } => {
                     let (worker, call) = self.renewing.remove(&ticket).expect("asked");
                     let event = Event::Granted(result.expect("a grant"));
@@ -653,6 +664,82 @@ fn a_coordinator_that_names_less_than_was_seen_gives_no_run_its_revision() {
     );
     assert!(site.nodes[0].machine.rollback().is_some());
     assert_eq!(site.nodes[0].shown.run_token(site.now), None);
+}
+
+#[test]
+fn a_replica_of_an_epoch_that_is_over_hides_no_mark_after_a_restart() {
+    let mut site = Site::new(2);
+    for number in 0..20 {
+        site.publish("a", Some(&number.to_string()));
+    }
+    site.pass(Duration::from_secs(3));
+    let old = site.nodes[0]
+        .replica
+        .as_deref()
+        .cloned()
+        .expect("a replica");
+    site.go_back_to(1);
+    let epoch = Epoch::new(2);
+    site.journal.push(Entry::Epoch { epoch });
+    site.start();
+    site.pass(DEFAULT_LEASE * 2);
+    assert!(site.leased(1));
+    // This one heard of the new epoch, and died before it had the catalog.
+    let rev = Revision::new(2);
+    let restored = Restored {
+        mark: site.nodes[1]
+            .mark
+            .map(|mark| worker::Mark { epoch, rev, ..mark }),
+        replica: Some(old),
+        ..Restored::default()
+    };
+    site.nodes[0] = node(50, restored);
+    site.nodes[1].mute = true;
+    site.publish("a", Some("new"));
+    site.feed(0, worker::Input::Wake);
+    site.pass(TICK * 50);
+    assert!(site.leased(0));
+    assert_eq!(site.look(0, "a"), Look::Soon, "the mark is not hidden");
+}
+
+#[test]
+fn a_watch_that_the_coordinator_has_lost_is_opened_anew() {
+    let mut site = Site::new(1);
+    site.pass(Duration::from_secs(3));
+    let (&stream, _) = site.streams.last_key_value().expect("a stream");
+    let sid = SessionId::new(1);
+    // As when an older stream's end is told after a newer one was opened.
+    site.ask(coordinator::Input::Unwatch { sid, stream });
+    site.pass(DEFAULT_LEASE * 2);
+    assert!(site.leased(0));
+    let sessions = site
+        .coordinator
+        .as_ref()
+        .expect("running")
+        .sessions(site.now);
+    assert!(sessions[0].watching);
+}
+
+#[test]
+fn a_worker_that_does_not_believe_what_it_is_told_lets_no_publish_wait() {
+    let mut site = Site::new(1);
+    site.publish("a", Some("1"));
+    site.publish("a", Some("2"));
+    site.pass(Duration::from_secs(3));
+    // Without a new epoch.
+    site.go_back_to(1);
+    site.start();
+    site.pass(DEFAULT_LEASE * 3);
+    assert!(site.nodes[0].machine.rollback().is_some());
+    let ticket = site.publish("b", Some("1"));
+    let published = site.published[&ticket].clone().expect("published at once");
+    assert_eq!(published.waited.holders, 0);
+    let sent = site.nodes[0].sent;
+    site.pass(DEFAULT_LEASE);
+    assert!(
+        site.nodes[0].sent - sent < 40,
+        "it asks now and then, no more"
+    );
 }
 
 #[test]

@@ -448,6 +448,23 @@ impl Worker {
             used,
             ..
         } = restored;
+        // A catalog is kept together with its mark, but a crash may come between the two.
+        let newest = replica.as_ref().map(|replica| Mark {
+            catalog: replica.head().catalog,
+            epoch: replica.epoch(),
+            rev: replica.rev(),
+        });
+        let mark = match (mark, newest) {
+            (Some(mark), Some(newest)) if mark.catalog == newest.catalog => Some(mark.max(newest)),
+            (mark, newest) => mark.or(newest),
+        };
+        // One of an epoch that is over helps to fetch its successor, and is not read.
+        let (replica, base) = match replica {
+            Some(replica) if mark.is_some_and(|mark| mark.epoch != replica.epoch()) => {
+                (None, Some(replica))
+            }
+            replica => (replica, None),
+        };
         let sight = Sight {
             replica: replica.map(Arc::new),
             floor: mark,
@@ -459,7 +476,7 @@ impl Worker {
         let renewal = config.lease.then(Time::default);
         Self {
             sources: Sources::new(config),
-            session: Session::new(config.sid, config.lease, config.prefetch, verifier),
+            session: Session::new(config.sid, config.lease, config.prefetch, verifier, base),
             sight,
             dirty: true,
             shown: false,
@@ -635,7 +652,7 @@ impl Worker {
             mode,
             snapshot: Some(snapshot),
             record_rev: names::known_rev(version),
-            asked: self.sight.anchor.unwrap_or(now),
+            asked: self.sight.anchor.unwrap_or(Basis::UNKNOWN),
         };
         self.settle(version, basis, vec![waiter], Vec::new(), Hop::Disk, now);
     }
@@ -820,6 +837,9 @@ struct Basis {
 }
 
 impl Basis {
+    /// When nobody knows since when the answer may be out of date: its age has no bound.
+    const UNKNOWN: Time = Time::from_micros(0);
+
     fn pinned(now: Time) -> Self {
         Self {
             mode: Mode::Pinned,
@@ -831,6 +851,9 @@ impl Basis {
 
     fn proof(&self, source: Hop, now: Time) -> Proof {
         let age = match self.mode {
+            Mode::Lease | Mode::AtLeast | Mode::Bounded if self.asked == Self::UNKNOWN => {
+                Duration::MAX
+            }
             Mode::Asked | Mode::Lease | Mode::AtLeast | Mode::Bounded => now.since(self.asked),
             Mode::At | Mode::Pinned => Duration::ZERO,
         };

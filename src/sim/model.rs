@@ -119,7 +119,6 @@ pub fn meant_for(mutant: Mutant) -> Option<&'static str> {
         Mutant::M14 => "renewals while pending",
         Mutant::M16 | Mutant::X28 => "a worker that holds nothing",
         Mutant::M18 => "lease length changed at restart",
-        Mutant::X12 => "restore without a new epoch",
         Mutant::X21 => "create and delete",
         Mutant::X22 => "a read fails",
         Mutant::X29 => "reads over the network",

@@ -194,7 +194,14 @@ impl Engine {
                 // What must not be overtaken by a later input's: readers would see an older
                 // sight after a newer one, and the disk an older replica.
                 outputs.retain(|output| !self.carry_out_in_order(output));
-                outputs
+                // Calls too: one must not be cancelled before it has begun.
+                let (now, later): (Vec<_>, Vec<_>) = outputs
+                    .into_iter()
+                    .partition(|output| !matches!(output, Output::Load(_)));
+                for output in now {
+                    self.carry_out(output, &mut inputs, &mut known);
+                }
+                later
             };
             for output in outputs {
                 self.carry_out(output, &mut inputs, &mut known);

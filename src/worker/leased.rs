@@ -1,6 +1,8 @@
 //! Reads that need no machine: under a lease, what is on disk is answered by the reader's own
 //! thread, without a lock that others wait for and without a packet.
 
+use std::time::Duration;
+
 use crate::answer::{Answer, Freshness, Hop, Mode, Proof, Query, Snapshot, Target};
 use crate::catalog::{Content, Revision, Version};
 use crate::clock;
@@ -38,7 +40,8 @@ fn proven(
     spec: Option<Spec>,
     now: Time,
 ) -> Answer {
-    let age = sight.age(now).unwrap_or_default();
+    // Under a lease there always was an answer to count from.
+    let age = sight.age(now).unwrap_or(Duration::MAX);
     Answer {
         spec,
         proof: Proof {

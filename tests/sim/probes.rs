@@ -128,6 +128,7 @@ fn leased() -> Result<(Worker, Vec<Output>), String> {
         epoch: Epoch::new(1),
         rev: Revision::ZERO,
         lease_us: LEASE.as_micros() as u64,
+        watching: true,
         marks: Marks::default(),
         delta: delta(OURS, 0, Vec::new()),
     });

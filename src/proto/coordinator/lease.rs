@@ -14,7 +14,8 @@ use crate::catalog::Revision;
 use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
 use crate::proto::limit::{
-    FIRST_BAR, MAX_BAR, MAX_NAMED_HOLDERS, MAX_SESSIONS, MAX_STRIKES, STRIKE_WINDOW,
+    FIRST_BAR, MAX_BAR, MAX_NAMED_HOLDERS, MAX_SESSIONS, MAX_SESSIONS_PER_NODE, MAX_STRIKES,
+    STRIKE_WINDOW,
 };
 use crate::proto::mutant::mutant;
 use crate::proto::wire::{SessionId, Waited};
@@ -115,7 +116,10 @@ impl Leases {
     fn session(&mut self, sid: SessionId, owner: &str, now: Time) -> Result<&mut Session, Refusal> {
         if !self.sessions.contains_key(&sid) {
             self.forget_ended(now);
-            if self.sessions.len() >= MAX_SESSIONS {
+            let of_owner = |session: &&Session| session.owner == owner;
+            if self.sessions.len() >= MAX_SESSIONS
+                || self.sessions.values().filter(of_owner).count() >= MAX_SESSIONS_PER_NODE
+            {
                 return Err(Refusal::new(Code::Busy, "too many workers hold sessions"));
             }
             self.sessions.insert(sid, Session::new(owner, now));
@@ -159,6 +163,13 @@ impl Leases {
         {
             session.watch = None;
         }
+    }
+
+    /// Whether what is pushed reaches `sid`.
+    pub(super) fn is_watching(&self, sid: SessionId) -> bool {
+        self.sessions
+            .get(&sid)
+            .is_some_and(|session| session.watch.is_some())
     }
 
     /// Streams to push to.

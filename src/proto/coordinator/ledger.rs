@@ -618,7 +618,7 @@ impl Ledger {
     }
 
     /// Whether the current epoch has no head yet.
-    pub(super) fn lacks_head(&self) -> bool {
+    pub fn lacks_head(&self) -> bool {
         let newest = self
             .pending
             .back()

@@ -6,6 +6,9 @@ use crate::proto::coordinator::{Coordinator, Output, Ticket};
 use crate::proto::limit::{MAX_PIN, MAX_PINS};
 use crate::proto::wire::{Pin, Pinned, Pins};
 
+/// Who asks over the coordinator's own socket, where the file mode is the permission.
+const LOCAL: &str = "local";
+
 impl Coordinator {
     /// The live pins.
     pub fn pins(&self, unix_ms: u64) -> Pins {
@@ -22,10 +25,7 @@ impl Coordinator {
         unix_ms: u64,
         out: &mut Vec<Output>,
     ) {
-        for id in self.ledger.ended_pins(unix_ms) {
-            self.ledger.unpin(id);
-            self.enqueue(Entry::Unpinned { id });
-        }
+        self.end_pins(unix_ms);
         if let Err(refusal) = self.may_pin(pin) {
             let result = Err(refusal);
             return out.push(Output::PinReply { ticket, result });
@@ -70,17 +70,41 @@ impl Coordinator {
         })
     }
 
-    pub(super) fn unpin(&mut self, ticket: Ticket, id: u64, out: &mut Vec<Output>) {
-        let Some(entry) = self.ledger.unpin(id) else {
-            let result = Err(Refusal::new(
-                Code::NotFound,
-                format!("there is no pin {id}"),
-            ));
-            return out.push(Output::PinReply { ticket, result });
+    /// Lets go of pins that have ended, so that what only they kept may be dropped.
+    pub(super) fn end_pins(&mut self, unix_ms: u64) {
+        for id in self.ledger.ended_pins(unix_ms) {
+            self.ledger.unpin(id);
+            self.enqueue(Entry::Unpinned { id });
+        }
+    }
+
+    /// Whoever pinned it may let it go, and whoever may use the coordinator's own socket.
+    pub(super) fn unpin(&mut self, ticket: Ticket, by: &str, id: u64, out: &mut Vec<Output>) {
+        let owner = self
+            .ledger
+            .pins()
+            .find(|pin| pin.id == id)
+            .map(|pin| pin.by.clone());
+        let refusal = match owner {
+            None => Refusal::new(Code::NotFound, format!("there is no pin {id}")),
+            Some(owner) if owner != by && by != LOCAL => {
+                Refusal::new(Code::NotAllowed, format!("pin {id} belongs to {owner}"))
+            }
+            Some(_) => match self.ledger.unpin(id) {
+                Some(entry) => return self.take_back(ticket, entry),
+                None => Refusal::new(Code::NotFound, format!("there is no pin {id}")),
+            },
         };
+        let result = Err(refusal);
+        out.push(Output::PinReply { ticket, result });
+    }
+
+    fn take_back(&mut self, ticket: Ticket, entry: PinEntry) {
+        let id = entry.id;
         let answer = shown(&entry);
         let number = self.enqueue(Entry::Unpinned { id });
         self.pinning.push_back((number, ticket, answer));
+        self.unpinned.insert(id, entry);
     }
 
     pub(super) fn answer_pinned(&mut self, out: &mut Vec<Output>) {
@@ -95,10 +119,14 @@ impl Coordinator {
 
     /// The entry of a pin did not reach the disk.
     pub(super) fn forget_pin(&mut self, entry: &Entry) {
-        // A pin that could not be taken back stays away until the next start: nobody was told
-        // that it is gone, and keeping less than the journal says loses nothing that is named.
-        if let Entry::Pinned(pin) = entry {
-            self.ledger.unpin(pin.id);
+        match entry {
+            Entry::Pinned(pin) => drop(self.ledger.unpin(pin.id)),
+            Entry::Unpinned { id } => {
+                if let Some(pin) = self.unpinned.remove(id) {
+                    self.ledger.pin(pin);
+                }
+            }
+            _ => {}
         }
     }
 

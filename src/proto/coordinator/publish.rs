@@ -26,6 +26,7 @@ impl Coordinator {
         check_form(&publish, self.options.max_spec_len)?;
         let request = request_digest(&publish);
         self.ledger.expire_keys(unix_ms, KEY_LIFETIME);
+        self.end_pins(unix_ms);
         if let Some(key) = publish.key.filter(|_| !mutant!(X20))
             && let Some(known) = self.ledger.key(&by, &key)
         {

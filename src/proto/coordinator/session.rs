@@ -20,8 +20,9 @@ impl Coordinator {
         stream: u64,
         out: &mut Vec<Output>,
     ) {
-        if self.leases.watch(sid, owner, stream, self.now).is_ok() {
-            self.push_prepare(vec![stream], out);
+        match self.leases.watch(sid, owner, stream, self.now) {
+            Ok(()) => self.push_prepare(vec![stream], out),
+            Err(_) => out.push(Output::EndStream(stream)),
         }
     }
 
@@ -53,7 +54,8 @@ impl Coordinator {
 
     /// Whether a longer lease than today's may be forgotten once it is waited out.
     pub(super) fn may_lower(&self) -> bool {
-        self.ledger.lease_max() > self.options.lease && !self.raising && self.lost.is_none()
+        let idle = !self.raising && self.lost.is_none() && self.retry_at.is_none();
+        self.ledger.lease_max() > self.options.lease && idle
     }
 
     /// The write that the parked ones waited for has ended, well or not.
@@ -71,12 +73,15 @@ impl Coordinator {
             nonce,
             have,
             acked,
+            lease: wanted,
         } = *renew;
         if let Some((epoch, rev)) = acked {
             self.acked(sid, owner, epoch, rev);
         }
         let held = have.map_or(Revision::ZERO, |(_, rev)| rev);
-        let lease = self.leases.grant(sid, owner, held, self.now, may_lease)?;
+        let lease = self
+            .leases
+            .grant(sid, owner, held, self.now, may_lease && wanted)?;
         let view = self.ledger.view();
         Ok(Grant {
             sid,
@@ -85,6 +90,7 @@ impl Coordinator {
             epoch: view.epoch,
             rev: view.records.rev(),
             lease_us: micros(lease),
+            watching: self.leases.is_watching(sid),
             marks: if mutant!(M04) {
                 Marks::default()
             } else {
@@ -110,6 +116,9 @@ impl Coordinator {
         let mut names = std::collections::BTreeMap::new();
         for (rev, change) in self.ledger.pending_changes(self.durable) {
             names.insert(change.name.clone(), rev);
+            if names.len() > MAX_MARKS {
+                break;
+            }
         }
         if names.len() > MAX_MARKS {
             return Marks {

@@ -91,8 +91,10 @@ impl Site {
                 Output::Write(entries) => write = Some(entries),
                 Output::Checkpoint { entries, .. } => self.journal = entries,
                 Output::Reply { ticket, result } => self.replies.push((ticket, result)),
-                other
-                @ (Output::Push { .. } | Output::Granted { .. } | Output::PinReply { .. }) => {
+                other @ (Output::EndStream(_)
+                | Output::Push { .. }
+                | Output::Granted { .. }
+                | Output::PinReply { .. }) => {
                     self.others.push(other);
                 }
                 Output::Reveal(view) => assert!(view.head.verify(&key().pinned()).is_ok()),

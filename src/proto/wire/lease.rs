@@ -51,6 +51,9 @@ pub struct Renew {
     pub have: Option<(Epoch, Revision)>,
     /// Every mark up to this revision has been set before this was sent.
     pub acked: Option<(Epoch, Revision)>,
+    /// Whether a lease would be used. A worker that does not believe what it was told lets no
+    /// publish wait for it.
+    pub lease: bool,
 }
 
 /// Answers [`Renew`].
@@ -68,6 +71,8 @@ pub struct Grant {
     pub rev: Revision,
     /// The lease in microseconds from the moment the request was *sent*; 0: none.
     pub lease_us: u64,
+    /// Whether a [`Watch`] of this session is registered: without one there is no lease.
+    pub watching: bool,
     /// What is about to change.
     pub marks: Marks,
     /// What changed since the replica that the worker holds, as far as it fits.

@@ -66,6 +66,7 @@ fn requests() -> Vec<Request> {
             nonce: 7,
             have: Some((Epoch::new(1), Revision::new(2))),
             acked: None,
+            lease: true,
         }),
         Request::PrepAck(PrepAck {
             sid,
@@ -182,6 +183,7 @@ fn responses() -> Vec<Response> {
             epoch,
             rev,
             lease_us: 6_000_000,
+            watching: true,
             marks: marks.clone(),
             delta: delta.clone(),
         }),

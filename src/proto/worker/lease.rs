@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::answer::HopFailure;
 use crate::catalog::{CatalogId, Epoch, HeadVerifier, Revision};
 use crate::proto::Time;
+use crate::proto::code::Code;
 use crate::proto::limit::{DEFAULT_LEASE, MAX_NONCES, MAX_PREFETCH, RENEWALS_PER_LEASE};
 use crate::proto::mutant::mutant;
 use crate::proto::replica::{Replica, ReplicaError};
@@ -29,8 +30,9 @@ const RETRY: Duration = Duration::from_millis(500);
 /// A replica that is behind is given this long for the release that is on its way.
 const CATCH_UP_AFTER: Duration = Duration::from_millis(20);
 
-/// How long the coordinator may take to send a delta, and a whole catalog.
-const UPDATE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a delta or a whole catalog may take: 100,000 names at 1 Mbit/s. What comes more slowly
+/// than the floor of the transport ends before.
+const UPDATE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The worker's session with the coordinator.
 #[derive(Debug, Clone)]
@@ -52,6 +54,8 @@ pub(super) struct Session {
     pub(super) coordinator: Option<usize>,
     /// Renewals that failed in a row.
     pub(super) failures: u32,
+    /// The last grant was not believed, so no lease is asked for.
+    pub(super) unbelieved: bool,
     /// Everything up to this is marked.
     pub(super) acked: Option<(Epoch, Revision)>,
     /// The newest request whose answer named a revision that the replica has not reached.
@@ -79,6 +83,7 @@ impl Session {
         wanted: bool,
         prefetch: Prefetch,
         verifier: Arc<dyn HeadVerifier>,
+        base: Option<Replica>,
     ) -> Self {
         Self {
             sid,
@@ -92,11 +97,12 @@ impl Session {
             watching: false,
             coordinator: None,
             failures: 0,
+            unbelieved: false,
             acked: None,
             anchor_wait: None,
             update: None,
             whole: false,
-            base: None,
+            base: base.map(Arc::new),
         }
     }
 
@@ -116,6 +122,8 @@ pub(super) struct RenewCall {
     pub(super) nonce: u64,
     /// What had been seen when it was sent: an answer below it is a rollback.
     pub(super) mark: Option<Mark>,
+    /// The coordinator had confirmed the watch when it was sent.
+    pub(super) watching: bool,
 }
 
 impl Worker {
@@ -157,12 +165,14 @@ impl Worker {
             coordinator,
             nonce,
             mark: self.mark,
+            watching: self.session.watching,
         }));
         let request = Renew {
             sid: self.session.sid,
             nonce,
             have: self.sight.replica.as_ref().map(|r| (r.epoch(), r.rev())),
             acked: self.session.acked,
+            lease: !self.session.unbelieved && self.rollback.is_none(),
         };
         self.out.push(Output::Renew {
             call,
@@ -246,7 +256,6 @@ impl Worker {
         };
         match event {
             Event::Granted(grant) => {
-                self.session.failures = 0;
                 self.granted(&call, grant, now);
             }
             Event::Lost { .. } if self.session.failures == 0 => {
@@ -274,8 +283,17 @@ impl Worker {
             epoch: grant.epoch,
             rev: grant.rev,
         };
-        if !self.believe(state, call.mark) {
+        self.session.unbelieved = !self.believe(state, call.mark);
+        if self.session.unbelieved {
+            // Another address may lead to the coordinator that this worker knows.
+            self.session_failed(now);
             return self.show();
+        }
+        self.session.failures = 0;
+        if call.watching && !grant.watching {
+            // The coordinator has lost the watch, which costs the lease: it is opened anew.
+            self.end_watch();
+            self.arm_renewal(now);
         }
         let source = Source::Coordinator(call.coordinator);
         self.sources.answered(source, now.since(sent));
@@ -359,11 +377,12 @@ impl Worker {
         }
     }
 
+    /// What readers see of the newest epoch; a replica of an older one shows nothing of it.
     fn shown_rev(&self) -> Revision {
-        self.sight
-            .replica
-            .as_ref()
-            .map_or(Revision::ZERO, |replica| replica.rev())
+        let epoch = self.mark.map(|mark| mark.epoch);
+        let replica = self.sight.replica.as_ref();
+        let replica = replica.filter(|replica| Some(replica.epoch()) == epoch);
+        replica.map_or(Revision::ZERO, |replica| replica.rev())
     }
 
     fn take_marks(&mut self, epoch: Epoch, marks: &Marks, granted: bool) {
@@ -402,9 +421,10 @@ impl Worker {
             return;
         }
         if self.mark.is_none_or(|mark| epoch > mark.epoch) {
-            // What is current in that epoch is not known here yet.
+            // What is current in that epoch is not known here yet: it is asked.
             self.sight.lease_until = None;
             self.dirty = true;
+            self.arm_renewal(now);
             return self.show();
         }
         if self.mark.is_some_and(|mark| epoch < mark.epoch) {
@@ -560,7 +580,8 @@ impl Worker {
     }
 
     pub(super) fn plan_update(&mut self, now: Time) {
-        if self.session.left || self.session.update.is_some() || !self.is_behind() {
+        let useless = self.session.left || self.rollback.is_some();
+        if useless || self.session.update.is_some() || !self.is_behind() {
             return;
         }
         let at = match self.sight.replica {
@@ -578,7 +599,7 @@ impl Worker {
     /// Asks for what the replica lacks, unless it has come meanwhile.
     pub(super) fn update_due(&mut self, now: Time) {
         self.update_at = None;
-        if self.session.update.is_some() || !self.is_behind() {
+        if self.rollback.is_some() || self.session.update.is_some() || !self.is_behind() {
             return;
         }
         let Some(coordinator) = self
@@ -650,7 +671,7 @@ impl Worker {
                 let done = self.replaced_by(diff, now);
                 self.end_update(id, now, done);
             }
-            Event::Refused(_) => {
+            Event::Refused(refusal) if refusal.code == Code::Compacted => {
                 // Compacted, or another epoch: only the whole catalog helps.
                 let again = !std::mem::replace(&mut self.session.whole, true);
                 self.end_update(id, now, again);
@@ -688,8 +709,10 @@ impl Worker {
                     self.quarantine(next.rev(), next.rev());
                     return true;
                 }
+                let before = self.shown_rev();
                 self.adopt(next, None, now);
-                true
+                // Of no use: another address may have a newer one.
+                !self.is_behind() || self.shown_rev() > before
             }
             Ok(_) => false,
             Err(error) => {

@@ -426,7 +426,12 @@ impl World {
         self.oracle
             .event(history::Event::Unpinned { id, at }, "coordinator ");
         let ticket = self.ticket(Asker::Nobody);
-        self.drive(SiteInput::Unpin { ticket, id: number });
+        let by = "local".to_owned();
+        self.drive(SiteInput::Unpin {
+            ticket,
+            by,
+            id: number,
+        });
     }
 }
 

@@ -258,6 +258,7 @@ impl World {
                 let pause = self.random.span(self.plan.fsync);
                 self.later(pause, Step::Written(generation));
             }
+            Output::EndStream(stream) => self.stream_gone(stream),
             Output::Checkpoint { entries, retained } => {
                 running.job = Some(Job::Checkpoint(entries, retained));
                 let pause = self.random.span(self.plan.fsync) * 3;

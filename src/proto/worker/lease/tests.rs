@@ -81,6 +81,7 @@ impl Desk {
             epoch,
             rev,
             lease_us: LEASE.as_micros() as u64,
+            watching: true,
             marks,
             delta: Delta {
                 catalog: CATALOG,

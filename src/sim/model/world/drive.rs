@@ -134,6 +134,9 @@ impl World {
             coordinator::Output::Write(entries) => {
                 Arc::make_mut(&mut self.site).writing = Some(entries);
             }
+            coordinator::Output::EndStream(stream) => {
+                Arc::make_mut(&mut self.site).streams.remove(&stream);
+            }
             coordinator::Output::Reveal(view) => Arc::make_mut(&mut self.site).view = view,
             coordinator::Output::Push { streams, push } => {
                 for stream in streams {
