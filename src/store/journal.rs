@@ -109,6 +109,7 @@ impl<D: Disk> Journal<D> {
             entries,
             settled,
             end,
+            proven,
         } = reader.visit_all(file_len, &mut visit)?;
         reader.refuse_damage(end, file_len, applied)?;
         let settled = reader.settled_at_start(settled, applied);
@@ -116,7 +117,11 @@ impl<D: Disk> Journal<D> {
             let cut = reader.file().set_len(end);
             cut.map_err(io_error("cut the torn tail off"))?;
         }
-        // What a killed process wrote may be in the cache of the kernel only, its name as well.
+        // What a killed process wrote may be in the cache of the kernel only, its name as well;
+        // and what a failed sync left there is synced only if it is written again. That is what
+        // the last sync covered and what came behind it, however long the journal is.
+        let again = reader.write_again(proven, end);
+        again.map_err(io_error("write the end again of"))?;
         let synced = reader.file().sync_data();
         synced.map_err(io_error("sync"))?;
         disk.sync_dir().map_err(io_error("sync the directory of"))?;

@@ -134,7 +134,7 @@ impl<D: Disk> MarkFile<D> {
         };
         let copies = [read_copy(&file, 0)?, read_copy(&file, 1)?];
         let newest = (0..2).max_by_key(|&at| copies[at].map(|copy| copy.sequence));
-        let Some((durable, content)) = newest.and_then(|at| Some((at, copies[at]?))) else {
+        let Some((newest, content)) = newest.and_then(|at| Some((at, copies[at]?))) else {
             return Err(MarkError::Damaged);
         };
         if copies.contains(&None) {
@@ -143,12 +143,13 @@ impl<D: Disk> MarkFile<D> {
         let mut opened = Self {
             file,
             content,
-            durable,
-            behind: copies[0] != copies[1],
+            // The newest is written over itself first: either it is durable already, or the
+            // other one is, which stays as it is until then. What looks durable may be in the
+            // cache of the kernel only, and skipped by a sync since an earlier one failed.
+            durable: 1 - newest,
+            behind: true,
         };
-        // What a killed process wrote may be in the cache of the kernel only.
-        let synced = opened.file.sync_data().and_then(|()| opened.sync());
-        synced.map_err(|source| MarkError::Io {
+        opened.sync().map_err(|source| MarkError::Io {
             action: "repair",
             source,
         })?;

@@ -102,7 +102,7 @@ impl<D: Disk> Replica<D> {
         let Some(file) = disk.open(FILE).map_err(failed("open"))? else {
             return Ok((Self::empty(disk)?, None));
         };
-        let (reader, replayed) = match read_all(file) {
+        let (reader, replayed, proven) = match read_all(file) {
             Ok(read) => read,
             Err(Unreadable::Error(error)) => return Err(error),
             Err(Unreadable::Damaged { offset }) => {
@@ -119,7 +119,10 @@ impl<D: Disk> Replica<D> {
         if replayed.torn_bytes > 0 {
             file.set_len(end).map_err(failed("cut the torn end off"))?;
         }
-        // What a killed process wrote may be in the cache of the kernel only, its name as well.
+        // What a killed process wrote may be in the cache of the kernel only, its name as well;
+        // and what a failed sync left there is synced only if it is written again.
+        let again = reader.write_again(proven, end);
+        again.map_err(failed("write the end again of"))?;
         file.sync_data().map_err(failed("sync"))?;
         disk.sync_dir().map_err(failed("sync the directory of"))?;
         reader.set_durable_end(end, end);
@@ -250,7 +253,8 @@ impl From<JournalError> for Unreadable {
     }
 }
 
-fn read_all<F: DiskFile>(file: F) -> Result<(JournalReader<F>, Replayed), Unreadable> {
+/// What a file holds, and up to where that is known to survive a power cut.
+fn read_all<F: DiskFile>(file: F) -> Result<(JournalReader<F>, Replayed, u64), Unreadable> {
     let read_error = |error| Unreadable::Error(failed("read")(error));
     let reader = JournalReader::new(file)?;
     let file_len = reader.file().len().map_err(read_error)?;
@@ -260,9 +264,15 @@ fn read_all<F: DiskFile>(file: F) -> Result<(JournalReader<F>, Replayed), Unread
     // All of it is looked at; what is durable is known at the end.
     reader.set_durable_end(file_len, file_len);
     let mut payloads = Vec::new();
+    let mut offset = HEADER_LEN as u64;
+    let mut proven = reader.sealed();
     for record in reader.raw_records() {
         match record {
-            Ok(record) => payloads.push(payload_of(&record)),
+            Ok(record) => {
+                proven = proven.max(record::durable_through(offset, &record));
+                offset += record.len() as u64;
+                payloads.push(payload_of(&record));
+            }
             Err(ReadError::Io(error)) => return Err(read_error(error)),
             Err(_) => break,
         }
@@ -276,6 +286,7 @@ fn read_all<F: DiskFile>(file: F) -> Result<(JournalReader<F>, Replayed), Unread
             payloads,
             torn_bytes,
         },
+        proven,
     ))
 }
 

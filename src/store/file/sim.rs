@@ -33,6 +33,7 @@ struct State {
     power_off_after: Option<usize>,
     fail_next: Option<Op>,
     capacity: Option<u64>,
+    written: u64,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +84,11 @@ impl SimDisk {
         let mut state = self.state();
         let used = state.used();
         state.capacity = bytes.map(|bytes| used + bytes);
+    }
+
+    /// Bytes written so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.state().written
     }
 
     /// Bytes of all files that have a name.
@@ -186,6 +192,19 @@ impl Node {
         self.unsynced.push(change);
     }
 
+    fn sync(&mut self) {
+        for change in self.unsynced.drain(..) {
+            change.apply(&mut self.durable);
+        }
+    }
+
+    /// As Linux does: after a failed sync the pages count as clean. Until the next boot they are
+    /// read as they were written, and no sync writes them. A length is kept like names are.
+    fn fail_sync(&mut self) {
+        self.unsynced
+            .retain(|change| matches!(change, Change::SetLen(_)));
+    }
+
     fn crash(&self, rng: &mut StdRng) -> Self {
         let mut durable = self.durable.clone();
         for change in &self.unsynced {
@@ -282,6 +301,7 @@ impl DiskFile for SimFile {
             Ok(()) => state.room(self.node, offset, bytes.len()),
         };
         let written = bytes[..room].to_vec();
+        state.written += room as u64;
         state.nodes[self.node].change(Change::Write(offset, written));
         begun?;
         if room < bytes.len() {
@@ -320,12 +340,9 @@ impl DiskFile for SimFile {
             return begun;
         }
         let node = &mut state.nodes[self.node];
-        // As Linux does: after a failed sync the pages count as clean, and are never written.
-        let unsynced = std::mem::take(&mut node.unsynced);
-        if begun.is_ok() {
-            for change in &unsynced {
-                change.apply(&mut node.durable);
-            }
+        match begun {
+            Ok(()) => node.sync(),
+            Err(_) => node.fail_sync(),
         }
         begun
     }

@@ -35,6 +35,17 @@ pub(super) struct Visited {
     pub(super) settled: u64,
     /// Offset of the first invalid one.
     pub(super) end: u64,
+    /// Offset up to which they prove that the file survives a power cut.
+    pub(super) proven: u64,
+}
+
+/// One entry as a record holds it.
+struct Found {
+    entry: Entry,
+    /// Offset behind it.
+    next: u64,
+    /// Offset up to which the file was durable when it was written.
+    durable_through: u64,
 }
 
 impl<F> Clone for JournalReader<F> {
@@ -85,8 +96,8 @@ impl<F: DiskFile> JournalReader<F> {
         if asked != current {
             return Err(ReadError::Generation { asked, current });
         }
-        let (entry, _) = self.read_at(position.offset, self.open.file.len()?)?;
-        Ok(entry)
+        let found = self.read_at(position.offset, self.open.file.len()?)?;
+        Ok(found.entry)
     }
 
     /// The settled entries at or after `from`, and for each the position behind it.
@@ -101,9 +112,9 @@ impl<F: DiskFile> JournalReader<F> {
             if offset >= end {
                 return None;
             }
-            let step = self.read_at(offset, end).map(|(entry, next)| {
-                offset = next;
-                (Position { generation, offset }, entry)
+            let step = self.read_at(offset, end).map(|found| {
+                offset = found.next;
+                (Position { generation, offset }, found.entry)
             });
             if step.is_err() {
                 offset = end;
@@ -176,14 +187,37 @@ impl<F: DiskFile> JournalReader<F> {
         visited.max(self.open.header.sealed).max(applied)
     }
 
-    fn read_at(&self, offset: u64, file_len: u64) -> Result<(Entry, u64), ReadError> {
+    /// Writes the records from `from` to `end` again, in place and as they are.
+    ///
+    /// A sync that failed in an earlier process may have left them in the cache of the kernel as
+    /// if they had been written: they are read, a sync skips them, and a power cut takes them.
+    pub(crate) fn write_again(&self, from: u64, end: u64) -> io::Result<()> {
+        let mut offset = from;
+        while offset < end {
+            let read = scan::read_record(&self.open.file, self.place(offset), end)?;
+            let Some((_, record)) = read else {
+                // The cache has dropped it meanwhile, and the next start finds less.
+                let reason = format!("the record at byte {offset} changed while it was read");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+            };
+            self.open.file.write_all_at(&record, offset)?;
+            offset += record.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn read_at(&self, offset: u64, file_len: u64) -> Result<Found, ReadError> {
         let place = self.place(offset);
         let Some((prefix, bytes)) = scan::read_record(&self.open.file, place, file_len)? else {
             return Err(ReadError::Damaged { offset });
         };
         let next = offset + bytes.len() as u64;
         match record::entry_of(prefix, &bytes) {
-            Ok(entry) => Ok((entry, next)),
+            Ok(entry) => Ok(Found {
+                entry,
+                next,
+                durable_through: record::durable_through(offset, &bytes),
+            }),
             Err(source) => Err(ReadError::Unknown { offset, source }),
         }
     }
@@ -202,14 +236,16 @@ impl<F: DiskFile> JournalReader<F> {
         let mut offset = HEADER_LEN as u64;
         let mut settled = offset;
         let mut entries = 0;
+        let mut proven = self.sealed();
         loop {
-            let (entry, next) = match self.read_at(offset, file_len) {
+            let found = match self.read_at(offset, file_len) {
                 Ok(read) => read,
                 Err(ReadError::Damaged { .. } | ReadError::Generation { .. }) => {
                     return Ok(Visited {
                         entries,
                         settled,
                         end: offset,
+                        proven,
                     });
                 }
                 Err(ReadError::Unknown { offset, source }) => {
@@ -217,6 +253,8 @@ impl<F: DiskFile> JournalReader<F> {
                 }
                 Err(ReadError::Io(error)) => return Err(io_error("read")(error).into()),
             };
+            let Found { entry, next, .. } = found;
+            proven = proven.max(found.durable_through);
             if !matches!(entry, Entry::Body { .. }) {
                 settled = next;
             }

@@ -150,6 +150,13 @@ pub(crate) fn encode_payload(
     Some(bytes)
 }
 
+/// Up to where the intact `record` at `offset` says that the file was durable.
+pub(crate) fn durable_through(offset: u64, record: &[u8]) -> u64 {
+    let prefix = record.first_chunk().and_then(Prefix::decode);
+    let through = prefix.map_or(0, |prefix| prefix.durable_through);
+    if through <= offset { through } else { 0 }
+}
+
 /// Whether `record`, prefix to check, was written at `place`.
 pub(crate) fn is_intact(place: Place, record: &[u8]) -> bool {
     record

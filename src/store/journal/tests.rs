@@ -530,3 +530,79 @@ fn a_body_that_holds_records_proves_nothing() {
     assert_eq!(found, [body(0)]);
     assert!(report.torn_bytes > 0);
 }
+
+/// Entries of which the last two, one body among them, were in a sync that failed.
+fn after_a_failed_sync() -> SimDisk {
+    let disk = SimDisk::default();
+    let (mut journal, ..) = open(&disk);
+    for rev in 1..=2 {
+        journal.append(&body(rev)).expect("an append");
+        journal.append(&visible(rev as u64)).expect("an append");
+        if rev == 2 {
+            disk.fail_next(Op::SyncData);
+        }
+        assert_eq!(journal.sync().is_ok(), rev == 1);
+    }
+    disk
+}
+
+#[test]
+fn what_a_failed_sync_left_in_the_cache_is_durable_after_a_restart() {
+    let disk = after_a_failed_sync();
+    let (mut journal, _, found) = open(&disk);
+    assert_eq!(found, [body(1), visible(1), body(2), visible(2)]);
+    for seed in 0..40 {
+        let (_, _, after) = open(&disk.crash(seed));
+        assert_eq!(after, found, "seed {seed}: readers saw all of it");
+    }
+    journal.append(&visible(3)).expect("an append");
+    journal.sync().expect("a sync");
+    let (_, _, after) = open(&disk.crash(1));
+    assert_eq!(after, [found, vec![visible(3)]].concat());
+}
+
+#[test]
+fn a_restart_after_a_failed_sync_may_be_cut_at_any_operation() {
+    let whole = after_a_failed_sync();
+    let before = whole.ops();
+    open(&whole);
+    for cut in before..=whole.ops() {
+        let disk = after_a_failed_sync();
+        disk.power_off_after(cut);
+        let opened = open_at(&disk, None);
+        for seed in 0..40 {
+            let (_, _, found) = open(&disk.crash(seed));
+            let all = [body(1), visible(1), body(2), visible(2)];
+            assert!(found.len() >= 2 && all.starts_with(&found), "{cut}, {seed}");
+            assert!(opened.is_err() || found == all, "{cut}, {seed}");
+        }
+    }
+    let disk = after_a_failed_sync();
+    disk.fail_next(Op::SyncData);
+    assert!(
+        open_at(&disk, None).is_err(),
+        "nothing is taken for durable"
+    );
+    let (_, _, found) = open(&disk);
+    assert_eq!(open(&disk.crash(1)).2, found, "nor lost by the next start");
+}
+
+#[test]
+fn a_start_writes_no_more_of_the_journal_again_than_the_last_sync_covered() {
+    let disk = SimDisk::default();
+    let (mut journal, ..) = open(&disk);
+    let mut last = 0;
+    for number in 0..100 {
+        let position = journal.append(&body(number)).expect("an append");
+        journal.sync().expect("a sync");
+        last = journal.len() - position.offset;
+    }
+    let before = disk.written();
+    open(&disk);
+    assert_eq!(disk.written() - before, last);
+    let bodies = (0..100).map(|number| Ok::<_, Infallible>(body(number)));
+    journal.rewrite(bodies, |_, _| {}).expect("a rewrite");
+    let before = disk.written();
+    open(&disk);
+    assert_eq!(disk.written(), before, "all of it was sealed");
+}

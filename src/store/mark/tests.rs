@@ -182,6 +182,45 @@ fn a_failed_write_or_sync_keeps_the_old_mark_and_the_next_sync_helps() {
 }
 
 #[test]
+fn what_a_failed_sync_left_in_the_cache_is_durable_after_a_restart() {
+    // The first sync makes the mark durable, the second one its other copy.
+    for synced in 0..2 {
+        let failed = || {
+            let disk = with_mark(5);
+            let mut file = open(&disk);
+            file.raise(mark(1, 6)).expect("raised");
+            if synced == 1 {
+                // The other copy, written as a sync would.
+                file.file.sync_data().expect("synced");
+                file.write(file.durable).expect("written");
+            }
+            disk.fail_next(Op::SyncData);
+            assert!(file.file.sync_data().is_err());
+            disk
+        };
+        let whole = failed();
+        let before = whole.ops();
+        open(&whole);
+        for cut in before..=whole.ops() {
+            let disk = failed();
+            disk.power_off_after(cut);
+            let opened = MarkFile::open(&disk);
+            for seed in 0..100 {
+                let rev = rev_of(open(&disk.crash(seed)).get());
+                let least = if opened.is_ok() || synced == 1 { 6 } else { 5 };
+                assert!((least..=6).contains(&rev), "{synced}, {cut}, {seed}: {rev}");
+            }
+        }
+        for at in COPY_AT {
+            let mut damaged = whole.crash(1).content(FILE).expect("the file");
+            damaged[at as usize + 30] ^= 1;
+            whole.put(FILE, &damaged);
+            assert_eq!(open(&whole).get(), Some(mark(1, 6)), "in both copies");
+        }
+    }
+}
+
+#[test]
 fn a_newer_format_is_refused_also_beside_a_damaged_copy() {
     let mut newer = with_mark(5).content(FILE).expect("the file");
     let at = COPY_AT[1] as usize;

@@ -195,3 +195,25 @@ fn a_newer_format_is_refused_and_left_alone() {
     assert!(matches!(error, ReplicaError::NewerFormat { found: 2, .. }));
     assert_eq!(disk.content(FILE), Some(newer));
 }
+
+#[test]
+fn what_a_failed_sync_left_in_the_cache_is_durable_after_a_restart() {
+    let disk = SimDisk::default();
+    let (mut replica, _) = open(&disk);
+    replica.append(&payload(0)).expect("appended");
+    replica.sync().expect("synced");
+    replica.append(&payload(1)).expect("appended");
+    disk.fail_next(Op::SyncData);
+    assert!(replica.sync().is_err());
+    let before = disk.written();
+    let (mut replica, found) = open(&disk);
+    assert_eq!(found.as_ref().map(Vec::len), Some(2));
+    let tail = FRAME_LEN + payload(1).len();
+    assert_eq!(disk.written() - before, tail as u64, "and no more");
+    for seed in 0..40 {
+        assert_eq!(open(&disk.crash(seed)).1, found, "seed {seed}");
+    }
+    replica.append(&payload(2)).expect("appended");
+    replica.sync().expect("synced");
+    assert_eq!(open(&disk.crash(1)).1.map(|found| found.len()), Some(3));
+}
