@@ -1,5 +1,7 @@
 //! Both machines, with a network and disks that the test plays: what leases promise.
 
+mod concurrency;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
