@@ -3,6 +3,7 @@
 mod bad_input;
 mod crash;
 mod frames;
+mod freshness;
 mod full_disk;
 mod hostile;
 mod in_process;
