@@ -1,5 +1,7 @@
 //! Leases in real processes: a stopped holder delays a publish and never answers with what was.
 
+mod chaos;
+
 use std::thread;
 
 use larder::answer::{Answer, Failure, Mode, Query, Target};
