@@ -35,10 +35,10 @@ const SECONDS: u64 = 5;
 const WORKERS: usize = 20;
 
 /// Clients that read at workers in good health.
-const READERS: u64 = 4;
+const READERS: u64 = 12;
 
 /// Clients that read at those that are stopped, so that they find work when they wake up.
-const STALKERS: u64 = 3;
+const STALKERS: u64 = 4;
 
 const PUBLISHERS: u64 = 2;
 
@@ -47,6 +47,9 @@ const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 
 /// Longest stop of a worker: past its lease as often as not.
 const LONGEST_STOP: Duration = Duration::from_millis(1_400);
+
+/// Longest time without harm, so that leases come back in between.
+const LONGEST_REST: Duration = Duration::from_millis(800);
 
 /// Longer than any stop, so that reads survive one.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -357,7 +360,10 @@ enum Fault {
 }
 
 impl Fault {
-    const ALL: [Self; 6] = [
+    /// One round. Those are often stopped that could be wrong on waking up.
+    const ROUND: [Self; 8] = [
+        Self::StopWorkers,
+        Self::StopWorkers,
         Self::StopWorkers,
         Self::StopCoordinator,
         Self::KillWorker,
@@ -379,17 +385,17 @@ struct Cluster<'a> {
 }
 
 impl Cluster<'_> {
-    /// Does all kinds of harm, each at least once, until the time is over.
+    /// Does all kinds of harm, at least one round of it, until the time is over.
     fn suffer(&mut self, duration: Duration) {
         let began = Instant::now();
-        loop {
-            let mut faults = Fault::ALL;
+        for round in 0.. {
+            let mut faults = Fault::ROUND;
             faults.shuffle(&mut self.rng);
             for fault in faults {
-                if began.elapsed() >= duration && self.done.len() == faults.len() {
+                if began.elapsed() >= duration && round > 0 {
                     return;
                 }
-                self.pause(LONGEST_STOP / 4);
+                self.pause(LONGEST_REST);
                 self.inflict(fault);
                 *self.done.entry(fault).or_default() += 1;
             }
