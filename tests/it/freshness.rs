@@ -1,6 +1,7 @@
 //! Leases in real processes: a stopped holder delays a publish and never answers with what was.
 
 mod chaos;
+mod scene;
 
 use std::thread;
 
