@@ -100,7 +100,7 @@ fn disciplines(divisor: usize) -> [Discipline; 3] {
 /// Runs the measure with what it needs on disk in `dir`.
 pub(crate) fn measure(dir: &Path, effort: Effort) -> anyhow::Result<Measured> {
     let dir = dir.join("fetch");
-    site::init(&dir)?;
+    site::init(&dir, 1)?;
     let disciplines = disciplines(effort.divisor);
     let count = disciplines.iter().map(|d| d.first + d.count).max();
     let count = count.context("there are disciplines")?;
@@ -150,7 +150,8 @@ pub(crate) fn measure(dir: &Path, effort: Effort) -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-fn start(what: &str, dir: &Path, seed: u64, count: usize) -> anyhow::Result<Server> {
+/// Starts this program as a server over `count` definitions.
+pub(crate) fn start(what: &str, dir: &Path, seed: u64, count: usize) -> anyhow::Result<Server> {
     let dir = dir.to_str().context("the directory's name is no text")?;
     let (seed, count) = (seed.to_string(), count.to_string());
     let args = [what, "--dir", dir, "--seed", &seed, "--count", &count];

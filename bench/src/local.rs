@@ -1,19 +1,21 @@
-//! One definition from this machine's disk: plain sled, a worker's store, a worker.
+//! One definition from this machine's disk: plain sled, a worker's store, a worker that is asked
+//! for a hash, and one that is asked for a name and holds a lease.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use larder::Worker;
-use larder::answer::{Hop, Query, Target};
+use larder::answer::{Answer, Hop, Mode, Query, Target};
 use larder::config::StoreChoice;
-use larder::spec::{Spec, SpecHash};
+use larder::spec::{Spec, SpecHash, SpecName};
 use larder::store::blobs::Loaded;
 use larder::store::cache::{DEFAULT_CACHE_BYTES, Options, WorkerStore};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::Effort;
 use crate::corpus;
+use crate::fetch;
 use crate::process;
 use crate::report::{Aim, Measured};
 use crate::sample::Sample;
@@ -28,56 +30,79 @@ const READS: usize = 16_384;
 /// Runs the measure with its stores in `dir`.
 pub(crate) fn measure(dir: &Path, effort: Effort) -> anyhow::Result<Measured> {
     let dir = dir.join("local");
-    site::init(&dir)?;
+    site::init(&dir, 1)?;
     let specs = corpus::specs(effort.seed, SPECS);
     let order = corpus::shuffled(effort.seed, SPECS);
     let reads = order.iter().cycle().take(READS / effort.divisor);
-    let hashes: Vec<_> = reads.map(|&number| specs[number].hash()).collect();
+    let reads: Vec<_> = reads
+        .map(|&number| (number, specs[number].hash()))
+        .collect();
 
     let plain = plain(&dir.join("plain"), &specs)?;
     let store = store(&dir.join("store"), &specs)?;
     drop(self::store(&dir.join("worker"), &specs)?);
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    let worker = worker(&dir)?;
+    let server = fetch::start("serve-larder", &dir, effort.seed, SPECS)?;
+    let worker = worker(&dir, server.ready())?;
+    runtime.block_on(site::await_lease(&worker))?;
 
-    let mut rounds = [const { Vec::new() }; 3];
+    let mut rounds = [const { Vec::new() }; 4];
     for round in 0..effort.rounds {
         let turns = match round % 2 {
-            0 => [0, 1, 2],
-            _ => [2, 1, 0],
+            0 => [0, 1, 2, 3],
+            _ => [3, 2, 1, 0],
         };
         for turn in turns {
             let sample = match turn {
-                0 => time(&hashes, |hash| read_plain(&plain, hash))?,
-                1 => time(&hashes, |hash| read_store(&store, hash))?,
-                _ => time(&hashes, |hash| read_worker(&runtime, &worker, hash))?,
+                0 => time(&reads, |_, hash| read_plain(&plain, hash))?,
+                1 => time(&reads, |_, hash| read_store(&store, hash))?,
+                2 => time(&reads, |_, hash| read_hash(&runtime, &worker, hash))?,
+                _ => time_by_name(&reads, |name, hash| {
+                    read_name(&runtime, &worker, name, hash)
+                })?,
             };
             rounds[turn].push(sample);
         }
     }
     runtime.block_on(worker.stop());
 
-    let [plain, store, worker] = rounds;
-    let mut measured =
-        Measured::new("Local read: 4 KiB by hash, hashed again, one after the other");
+    let [plain, store, by_hash, by_name] = rounds;
+    let mut measured = Measured::new("Local read: 4 KiB, hashed again, one after the other");
     measured.row("sled get + BLAKE3", &plain);
     measured.row("larder's store", &store);
-    measured.row("larder's worker", &worker);
-    let aim = Aim::AtMost(1.5);
-    measured.ratio("store / sled get + BLAKE3, p50", aim, &store, &plain)?;
-    measured.ratio("worker / sled get + BLAKE3, p50", aim, &worker, &plain)?;
+    measured.row("larder's worker, by hash", &by_hash);
+    measured.row("larder's worker, by name under a lease", &by_name);
+    for (what, ours) in [
+        ("store / sled get + BLAKE3, p50", &store),
+        ("by hash / sled get + BLAKE3, p50", &by_hash),
+        ("by name / sled get + BLAKE3, p50", &by_name),
+    ] {
+        measured.ratio(what, Aim::AtMost(1.5), ours, &plain)?;
+    }
     Ok(measured)
 }
 
-fn time(
-    hashes: &[SpecHash],
-    mut read: impl FnMut(SpecHash) -> anyhow::Result<()>,
+/// The names are made before the clock runs: an engine has them.
+fn time_by_name(
+    reads: &[(usize, SpecHash)],
+    mut read: impl FnMut(SpecName, SpecHash) -> anyhow::Result<()>,
 ) -> anyhow::Result<Sample> {
-    let mut latencies = Vec::with_capacity(hashes.len());
+    let names = reads.iter().map(|&(number, _)| corpus::name(number));
+    let mut names = names.collect::<Vec<_>>().into_iter();
+    time(reads, |_, hash| {
+        read(names.next().context("a name for each read")?, hash)
+    })
+}
+
+fn time(
+    reads: &[(usize, SpecHash)],
+    mut read: impl FnMut(usize, SpecHash) -> anyhow::Result<()>,
+) -> anyhow::Result<Sample> {
+    let mut latencies = Vec::with_capacity(reads.len());
     let (cpu, began) = (process::cpu(), Instant::now());
-    for &hash in hashes {
+    for &(number, hash) in reads {
         let since = Instant::now();
-        read(hash)?;
+        read(number, hash)?;
         latencies.push(since.elapsed());
     }
     let (elapsed, cpu) = (began.elapsed(), process::cpu().saturating_sub(cpu));
@@ -119,20 +144,32 @@ fn read_store(store: &WorkerStore, hash: SpecHash) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// It needs no coordinator: a hash is its own proof.
-fn worker(dir: &Path) -> anyhow::Result<Worker> {
+fn worker(dir: &Path, coordinator: &str) -> anyhow::Result<Worker> {
     let store = StoreChoice::Directory(dir.join("worker"));
-    Ok(Worker::start(&site::worker(dir, vec![], store)?)?)
+    let coordinators = vec![coordinator.parse().context("the coordinator's address")?];
+    Ok(Worker::start(&site::worker(dir, 0, coordinators, store)?)?)
 }
 
-fn read_worker(runtime: &Runtime, worker: &Worker, hash: SpecHash) -> anyhow::Result<()> {
-    let query = Query {
-        deadline: Duration::from_secs(10),
-        ..Query::strict(Target::Hash(hash))
-    };
-    let answer = runtime.block_on(worker.query(query))?;
-    ensure!(answer.proof.source == Hop::Disk, "{:?}", answer.proof);
-    let len = answer.spec.map(|spec| spec.bytes().len());
-    ensure!(len == Some(corpus::BODY_LEN), "{len:?} bytes");
+fn read_hash(runtime: &Runtime, worker: &Worker, hash: SpecHash) -> anyhow::Result<()> {
+    let answer = runtime.block_on(worker.query(Query::strict(Target::Hash(hash))))?;
+    check(&answer, Mode::Pinned, hash)
+}
+
+fn read_name(
+    runtime: &Runtime,
+    worker: &Worker,
+    name: SpecName,
+    hash: SpecHash,
+) -> anyhow::Result<()> {
+    let answer = runtime.block_on(worker.query(Query::strict(Target::Name(name))))?;
+    check(&answer, Mode::Lease, hash)
+}
+
+fn check(answer: &Answer, mode: Mode, hash: SpecHash) -> anyhow::Result<()> {
+    let proof = &answer.proof;
+    ensure!(proof.source == Hop::Disk && proof.mode == mode, "{proof:?}");
+    let spec = answer.spec.as_ref().context("the name is published")?;
+    ensure!(spec.hash() == hash, "other bytes");
+    ensure!(spec.bytes().len() == corpus::BODY_LEN, "a wrong length");
     Ok(())
 }

@@ -1,26 +1,33 @@
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use larder::answer::Freshness;
+use anyhow::{Context, ensure};
+use larder::Worker;
+use larder::answer::{Freshness, Mode, Query, Target};
 use larder::config::{
     Address, CoordinatorConfig, IdentityPaths, LocalConfig, LogConfig, LogFormat, StoreChoice,
     WorkerConfig,
 };
 use larder::identity::Role;
+use larder::proto::limit::DEFAULT_LEASE;
 use larder::proto::worker::Prefetch;
+use larder::spec::SpecName;
 use larder::trust::issue::{self, NODE_VALIDITY, Order};
 
 /// Far more than a measure keeps: nothing is evicted.
 const STORE_BUDGET: u64 = 1 << 30;
 
-/// A cluster of a coordinator and a worker that live on loopback.
-pub(crate) fn init(dir: &Path) -> anyhow::Result<()> {
+/// How long a worker may take to get a lease, with 199 others that want one.
+const LEASE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A cluster of a coordinator and some workers that live on loopback.
+pub(crate) fn init(dir: &Path, workers: usize) -> anyhow::Result<()> {
     issue::init(dir, "bench").context("a certificate authority")?;
-    for (role, name) in [(Role::Coordinator, "c"), (Role::Worker, "w")] {
+    let workers = (0..workers).map(|number| (Role::Worker, worker_name(number)));
+    for (role, name) in [(Role::Coordinator, "c".into())].into_iter().chain(workers) {
         let order = Order {
             role,
-            name: name.into(),
+            name,
             valid_for: NODE_VALIDITY,
             out: None,
             force: false,
@@ -39,20 +46,22 @@ pub(crate) fn coordinator(dir: &Path) -> anyhow::Result<CoordinatorConfig> {
         listen: "127.0.0.1:0".parse()?,
         store: StoreChoice::Directory(dir.join("coordinator-store")),
         max_spec_len: 1 << 20,
-        lease: Duration::from_secs(6),
+        lease: DEFAULT_LEASE,
         new_epoch: false,
     })
 }
 
-/// The worker of the cluster in `dir`.
+/// A worker of the cluster in `dir`, as larder configures one.
 pub(crate) fn worker(
     dir: &Path,
+    number: usize,
     coordinators: Vec<Address>,
     store: StoreChoice,
 ) -> anyhow::Result<WorkerConfig> {
+    let name = worker_name(number);
     Ok(WorkerConfig {
-        identity: identity(dir, Role::Worker, "w"),
-        local: local(dir, "w.sock"),
+        identity: identity(dir, Role::Worker, &name),
+        local: local(dir, &format!("{name}.sock")),
         log: log(),
         listen: "127.0.0.1:0".parse()?,
         coordinators,
@@ -60,10 +69,29 @@ pub(crate) fn worker(
         store,
         store_budget: STORE_BUDGET,
         deadline: Duration::from_secs(10),
-        lease: false,
-        prefetch: Prefetch::None,
+        lease: true,
+        prefetch: Prefetch::Used,
         freshness: Freshness::Strict,
     })
+}
+
+/// Reads until an answer needs nobody's help, which a worker takes some milliseconds to reach.
+pub(crate) async fn await_lease(worker: &Worker) -> anyhow::Result<()> {
+    let absent: SpecName = "bench/absent".parse()?;
+    let patience = Instant::now() + LEASE_PATIENCE;
+    loop {
+        let query = Query::strict(Target::Name(absent.clone()));
+        let last = worker.query(query).await;
+        if matches!(&last, Ok(answer) if answer.proof.mode == Mode::Lease) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < patience, "no lease: {last:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn worker_name(number: usize) -> String {
+    format!("w{number}")
 }
 
 fn identity(dir: &Path, role: Role, name: &str) -> IdentityPaths {

@@ -1,9 +1,9 @@
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use larder::answer::{Hop, Query, Target};
+use larder::answer::{Freshness, Hop, Mode, Query, Target};
 use larder::api::Api;
-use larder::config::StoreChoice;
+use larder::config::{StoreChoice, WorkerConfig};
 use larder::proto::wire::{Publish, PublishName};
 use larder::spec::{Spec, Syntax};
 use larder::{Coordinator, Worker};
@@ -21,7 +21,9 @@ const NAMES_PER_PUBLISH: usize = 1_024;
 pub(crate) fn serve(served: &Served) -> anyhow::Result<()> {
     let _pinned = core::pin(Side::Server)?;
     let coordinator = Coordinator::start(&site::coordinator(&served.dir)?)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let specs = corpus::specs(served.seed, served.count);
     runtime.block_on(publish(coordinator.api(), specs))?;
     process::answer(&coordinator.local_addr().to_string())?;
@@ -63,7 +65,11 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn start(dir: &Path, addr: &str) -> anyhow::Result<Self> {
         let coordinators = vec![addr.parse().context("the coordinator's address")?];
-        let config = site::worker(dir, coordinators, StoreChoice::None)?;
+        let config = WorkerConfig {
+            // Every read goes to the coordinator, and nothing else does.
+            lease: false,
+            ..site::worker(dir, 0, coordinators, StoreChoice::None)?
+        };
         Ok(Self {
             worker: Worker::start(&config)?,
             hop: Hop::Coordinator(addr.to_owned()),
@@ -79,12 +85,17 @@ impl Contender for Client {
     /// The bytes are hashed before the worker answers, so a right hash says that they are right.
     async fn read(&self, first: usize, specs: &[Spec]) -> anyhow::Result<()> {
         let names = (first..).map(corpus::name).take(specs.len());
-        let queries = names.map(|name| Query::strict(Target::Name(name)));
+        let queries = names.map(|name| Query {
+            freshness: Freshness::Verified,
+            ..Query::strict(Target::Name(name))
+        });
         let answers = self.worker.query_all(queries.collect()).await;
         ensure!(answers.len() == specs.len(), "{} answers", answers.len());
         for (answer, wanted) in answers.into_iter().zip(specs) {
             let answer = answer?;
-            ensure!(answer.proof.source == self.hop, "{:?}", answer.proof);
+            let proof = &answer.proof;
+            ensure!(proof.mode == Mode::Asked, "{proof:?}");
+            ensure!(proof.source == self.hop, "{proof:?}");
             let spec = answer.spec.context("the name is published")?;
             ensure!(spec.hash() == wanted.hash(), "other bytes");
             ensure!(spec.bytes().len() == corpus::BODY_LEN, "a wrong length");

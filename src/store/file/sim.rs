@@ -87,6 +87,7 @@ impl SimDisk {
     }
 
     /// Bytes written so far.
+    #[cfg(test)]
     pub(crate) fn written(&self) -> u64 {
         self.state().written
     }
