@@ -21,8 +21,8 @@ pub(crate) fn shuffled(seed: u64, count: usize) -> Vec<usize> {
     numbers
 }
 
-/// Letters and digits that look random: nothing may gain by compressing them.
-fn spec(seed: u64, number: usize) -> Spec {
+/// One of them: letters and digits that look random, since nothing may gain by compressing them.
+pub(crate) fn spec(seed: u64, number: usize) -> Spec {
     const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let mut body = vec![0; BODY_LEN];
     bytes(seed, "body", number).finalize_xof().fill(&mut body);

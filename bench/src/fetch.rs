@@ -37,11 +37,11 @@ const CONCURRENT: usize = 4_096;
 pub(crate) struct Served {
     /// Certificates and stores.
     #[arg(long)]
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
     #[arg(long)]
-    seed: u64,
+    pub(crate) seed: u64,
     #[arg(long)]
-    count: usize,
+    pub(crate) count: usize,
 }
 
 /// A side of the comparison.

@@ -4,6 +4,9 @@
 //! | --- | --- |
 //! | `fetch.rs`, `fetch/` | measure: one definition over a warm connection, beside bare quinn |
 //! | `local.rs` | measure: one definition from this machine's disk, beside sled |
+//! | `publish.rs`, `publish/` | measure: a publish that all workers have heard of, beside bare quinn |
+//! | `idle.rs` | measure: what workers that do nothing cost |
+//! | `names.rs` | measure: what many names cost |
 //! | `corpus.rs` | the definitions that are read |
 //! | `site.rs` | certificates and configurations of larder's nodes |
 //! | `process.rs` | the other process of a measure, and CPU time |
@@ -14,9 +17,12 @@
 mod core;
 mod corpus;
 mod fetch;
+mod idle;
 mod local;
 mod machine;
+mod names;
 mod process;
+mod publish;
 mod report;
 mod sample;
 mod site;
@@ -77,15 +83,52 @@ enum Measure {
     Fetch,
     /// One definition from this machine's disk.
     Local,
+    /// A publish that all workers have heard of.
+    Publish,
+    /// Workers that do nothing.
+    Idle,
+    /// Many names.
+    Names,
+}
+
+impl Measure {
+    const ALL: [Self; 5] = [
+        Self::Fetch,
+        Self::Local,
+        Self::Publish,
+        Self::Idle,
+        Self::Names,
+    ];
 }
 
 /// The other process of a measure: this program starts itself.
 #[derive(Debug, Subcommand)]
 enum Serve {
-    #[command(hide = true)]
-    ServeLarder(fetch::Served),
-    #[command(hide = true)]
-    ServeBare(fetch::Served),
+    #[command(hide = true, name = "serve-larder")]
+    Larder(fetch::Served),
+    #[command(hide = true, name = "serve-bare")]
+    Bare(fetch::Served),
+    #[command(hide = true, name = "serve-publisher")]
+    Publisher(fetch::Served),
+    #[command(hide = true, name = "serve-workers")]
+    Workers(publish::Watching),
+    #[command(hide = true, name = "serve-bare-publisher")]
+    BarePublisher(fetch::Served),
+    #[command(hide = true, name = "serve-bare-watchers")]
+    BareWatchers(publish::Watching),
+}
+
+impl Serve {
+    fn run(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Larder(served) => fetch::larder::serve(served),
+            Self::Bare(served) => fetch::bare::serve(served),
+            Self::Publisher(served) => publish::larder::serve_publisher(served),
+            Self::Workers(watching) => publish::larder::serve_workers(watching),
+            Self::BarePublisher(served) => publish::bare::serve_publisher(served),
+            Self::BareWatchers(watching) => publish::bare::serve_watchers(watching),
+        }
+    }
 }
 
 /// How much is measured.
@@ -99,10 +142,8 @@ struct Effort {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    match args.serve {
-        Some(Serve::ServeLarder(served)) => return fetch::larder::serve(&served),
-        Some(Serve::ServeBare(served)) => return fetch::bare::serve(&served),
-        None => {}
+    if let Some(serve) = &args.serve {
+        return serve.run();
     }
     let effort = Effort {
         rounds: args.rounds.unwrap_or(if args.quick { 4 } else { 16 }),
@@ -119,13 +160,16 @@ fn main() -> anyhow::Result<()> {
     if !args.json {
         print!("{report}");
     }
-    for measure in [Measure::Fetch, Measure::Local] {
+    for measure in Measure::ALL {
         if !args.only.is_empty() && !args.only.contains(&measure) {
             continue;
         }
         let measured = match measure {
             Measure::Fetch => fetch::measure(dir.path(), effort)?,
             Measure::Local => local::measure(dir.path(), effort)?,
+            Measure::Publish => publish::measure(dir.path(), effort)?,
+            Measure::Idle => idle::measure(dir.path(), effort)?,
+            Measure::Names => names::measure(dir.path(), effort)?,
         };
         if !args.json {
             print!("{measured}");

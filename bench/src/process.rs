@@ -14,8 +14,8 @@ pub(crate) fn cpu() -> Duration {
 
 /// This program once more, as a server. It ends when this is dropped.
 ///
-/// It writes one line when it is ready, then a line with its CPU time for each line it reads,
-/// until its standard input ends.
+/// It writes one line when it is ready, then a line for each line it reads, until its standard
+/// input ends. `cpu` and `memory` are questions that each one answers.
 pub(crate) struct Server {
     child: Child,
     questions: Option<ChildStdin>,
@@ -54,15 +54,29 @@ impl Server {
 
     /// CPU time that it has used so far.
     pub(crate) fn cpu(&mut self) -> anyhow::Result<Duration> {
-        let questions = self.questions.as_mut().context("the server has ended")?;
-        questions
-            .write_all(b"cpu\n")
-            .context("the server's input")?;
-        let nanos = self.answer()?.parse().context("a CPU time")?;
+        let nanos = self.ask("cpu")?.parse().context("a CPU time")?;
         Ok(Duration::from_nanos(nanos))
     }
 
-    fn answer(&mut self) -> anyhow::Result<String> {
+    /// Bytes of its memory that are resident.
+    pub(crate) fn memory(&mut self) -> anyhow::Result<u64> {
+        self.ask("memory")?.parse().context("a number of bytes")
+    }
+
+    /// Asks something and waits for the answer.
+    pub(crate) fn ask(&mut self, question: &str) -> anyhow::Result<String> {
+        self.tell(question)?;
+        self.answer()
+    }
+
+    /// Asks something whose [`answer`](Self::answer) is waited for later.
+    pub(crate) fn tell(&mut self, question: &str) -> anyhow::Result<()> {
+        let questions = self.questions.as_mut().context("the server has ended")?;
+        writeln!(questions, "{question}").context("the server's input")
+    }
+
+    /// The next answer.
+    pub(crate) fn answer(&mut self) -> anyhow::Result<String> {
         let line = self.answers.next().context("the server ended")?;
         line.context("the server's output")
     }
@@ -77,10 +91,31 @@ impl Drop for Server {
 
 /// The server's side: says that it is ready and answers until nobody asks any more. Blocks.
 pub(crate) fn answer(ready: &str) -> anyhow::Result<()> {
+    answer_with(ready, |question| bail!("an unknown question: {question}"))
+}
+
+/// The same for a server that answers further questions.
+pub(crate) fn answer_with(
+    ready: &str,
+    mut other: impl FnMut(&str) -> anyhow::Result<String>,
+) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     writeln!(out, "{ready}")?;
-    for _ in std::io::stdin().lock().lines() {
-        writeln!(out, "{}", cpu().as_nanos())?;
+    for line in std::io::stdin().lock().lines() {
+        let answer = match &*line? {
+            "cpu" => cpu().as_nanos().to_string(),
+            "memory" => memory()?.to_string(),
+            question => other(question)?,
+        };
+        writeln!(out, "{answer}")?;
     }
     Ok(())
+}
+
+fn memory() -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB"));
+    let kib: u64 = kib.context("no VmRSS")?.trim().parse()?;
+    Ok(kib << 10)
 }

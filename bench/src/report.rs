@@ -56,6 +56,15 @@ pub(crate) struct Measured {
     title: &'static str,
     rows: Vec<Row>,
     ratios: Vec<Ratio>,
+    figures: Vec<Figure>,
+}
+
+/// A number that is no time of a request.
+struct Figure {
+    what: String,
+    value: f64,
+    unit: &'static str,
+    aim: Option<Aim>,
 }
 
 /// A contender in one discipline, its rounds together.
@@ -105,6 +114,7 @@ impl Measured {
             title,
             rows: Vec::new(),
             ratios: Vec::new(),
+            figures: Vec::new(),
         }
     }
 
@@ -135,6 +145,23 @@ impl Measured {
         Ok(())
     }
 
+    /// Adds a number, with what it is held against if anything.
+    pub(crate) fn figure(
+        &mut self,
+        what: impl Into<String>,
+        value: f64,
+        unit: &'static str,
+        aim: Option<Aim>,
+    ) {
+        let what = what.into();
+        self.figures.push(Figure {
+            what,
+            value,
+            unit,
+            aim,
+        });
+    }
+
     fn to_json(&self) -> Value {
         let rows = self.rows.iter().map(|Row { name, sample }| {
             json!({
@@ -155,17 +182,42 @@ impl Measured {
                 "met": ratio.aim.is_met(ratio.median),
             })
         });
+        let figures = self.figures.iter().map(|figure| {
+            json!({
+                "figure": figure.what,
+                "value": figure.value,
+                "unit": figure.unit,
+                "aim": figure.aim.map(|aim| aim.to_string()),
+                "met": figure.aim.map(|aim| aim.is_met(figure.value)),
+            })
+        });
         json!({
             "measure": self.title,
             "rows": rows.collect::<Vec<_>>(),
             "ratios": ratios.collect::<Vec<_>>(),
+            "figures": figures.collect::<Vec<_>>(),
         })
     }
 }
 
 impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "\n{}\n", self.title)?;
+        write!(f, "\n{}\n", self.title)?;
+        if !self.rows.is_empty() {
+            write!(f, "\n{}", self.row_table())?;
+        }
+        if !self.ratios.is_empty() {
+            write!(f, "\n{}", self.ratio_table())?;
+        }
+        if !self.figures.is_empty() {
+            write!(f, "\n{}", self.figure_table())?;
+        }
+        Ok(())
+    }
+}
+
+impl Measured {
+    fn row_table(&self) -> Table {
         let heads = [
             "row",
             "p50 us",
@@ -188,7 +240,10 @@ impl fmt::Display for Measured {
                 cpu,
             ]);
         }
-        writeln!(f, "{table}")?;
+        table
+    }
+
+    fn ratio_table(&self) -> Table {
         let mut table = Table::new(&["ratio", "median", "of rounds", "aim", ""]);
         for ratio in &self.ratios {
             let low = ratio.rounds.iter().copied().fold(f64::INFINITY, f64::min);
@@ -198,12 +253,35 @@ impl fmt::Display for Measured {
                 format!("{:.2}", ratio.median),
                 format!("{low:.2} to {high:.2}"),
                 ratio.aim.to_string(),
-                match ratio.aim.is_met(ratio.median) {
-                    true => "met".into(),
-                    false => "MISSED".into(),
-                },
+                verdict(ratio.aim, ratio.median),
             ]);
         }
-        write!(f, "{table}")
+        table
+    }
+
+    fn figure_table(&self) -> Table {
+        let mut table = Table::new(&["figure", "value", "aim", ""]);
+        for figure in &self.figures {
+            let Figure { value, unit, .. } = figure;
+            table.row(vec![
+                figure.what.clone(),
+                match *value < 1.0 {
+                    true => format!("{value:.3} {unit}"),
+                    false => format!("{value:.1} {unit}"),
+                },
+                figure.aim.map_or_else(String::new, |aim| aim.to_string()),
+                figure
+                    .aim
+                    .map_or_else(String::new, |aim| verdict(aim, *value)),
+            ]);
+        }
+        table
+    }
+}
+
+fn verdict(aim: Aim, value: f64) -> String {
+    match aim.is_met(value) {
+        true => "met".into(),
+        false => "MISSED".into(),
     }
 }

@@ -94,10 +94,7 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) async fn connect(dir: &Path, addr: &str) -> anyhow::Result<Self> {
-        let addr: SocketAddr = addr.parse().context("the server's address")?;
-        let (endpoint, _) = bind(None)?;
-        let config = client_config(dir)?;
-        let connection = endpoint.connect_with(config, addr, SERVER_NAME)?.await?;
+        let (endpoint, connection) = connect(dir, addr).await?;
         Ok(Self {
             connection,
             _endpoint: endpoint,
@@ -123,8 +120,17 @@ impl Contender for Client {
     }
 }
 
+/// A connection from an endpoint of its own.
+pub(crate) async fn connect(dir: &Path, addr: &str) -> anyhow::Result<(Endpoint, Connection)> {
+    let addr: SocketAddr = addr.parse().context("the server's address")?;
+    let (endpoint, _) = bind(None)?;
+    let config = client_config(dir)?;
+    let connection = endpoint.connect_with(config, addr, SERVER_NAME)?.await?;
+    Ok((endpoint, connection))
+}
+
 /// A socket with the buffers that larder asks for.
-fn bind(config: Option<quinn::ServerConfig>) -> anyhow::Result<(Endpoint, SocketAddr)> {
+pub(crate) fn bind(config: Option<quinn::ServerConfig>) -> anyhow::Result<(Endpoint, SocketAddr)> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     machine::enlarge(&socket)?;
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())?;
@@ -136,7 +142,7 @@ fn bind(config: Option<quinn::ServerConfig>) -> anyhow::Result<(Endpoint, Socket
 }
 
 /// Makes a certificate and puts its public half where the client finds it.
-fn server_config(dir: &Path) -> anyhow::Result<quinn::ServerConfig> {
+pub(crate) fn server_config(dir: &Path) -> anyhow::Result<quinn::ServerConfig> {
     let made = rcgen::generate_simple_self_signed([SERVER_NAME.to_owned()])?;
     fs::write(dir.join("bare.pem"), made.cert.pem())?;
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der());
