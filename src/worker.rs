@@ -208,8 +208,7 @@ impl Worker {
     /// # Errors
     /// [`GetError`]; an absent name is an answer and no error.
     pub async fn query(&self, query: Query) -> Result<Answer, GetError> {
-        let mut results = self.query_all(vec![query]).await;
-        results.pop().unwrap_or(Err(GetError::Draining))
+        self.0.engine.get(query).await
     }
 
     /// Reads several definitions, in the order asked. What needs the coordinator's truth goes out

@@ -8,10 +8,10 @@ use anyhow::{Context, ensure};
 use larder::Worker;
 use larder::answer::{Answer, Hop, Mode, Query, Target};
 use larder::config::StoreChoice;
-use larder::spec::{Spec, SpecHash, SpecName};
+use larder::spec::{Spec, SpecHash};
 use larder::store::blobs::Loaded;
 use larder::store::cache::{DEFAULT_CACHE_BYTES, Options, WorkerStore};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 
 use crate::Effort;
 use crate::corpus;
@@ -46,6 +46,11 @@ pub(crate) fn measure(dir: &Path, effort: Effort) -> anyhow::Result<Measured> {
     let worker = worker(&dir, server.ready())?;
     runtime.block_on(site::await_lease(&worker))?;
 
+    let by_hash = reads.iter().map(|&(_, hash)| (Target::Hash(hash), hash));
+    let by_hash: Vec<_> = by_hash.collect();
+    let by_name = reads.iter();
+    let by_name = by_name.map(|&(number, hash)| (Target::Name(corpus::name(number)), hash));
+    let by_name: Vec<_> = by_name.collect();
     let mut rounds = [const { Vec::new() }; 4];
     for round in 0..effort.rounds {
         let turns = match round % 2 {
@@ -54,12 +59,10 @@ pub(crate) fn measure(dir: &Path, effort: Effort) -> anyhow::Result<Measured> {
         };
         for turn in turns {
             let sample = match turn {
-                0 => time(&reads, |_, hash| read_plain(&plain, hash))?,
-                1 => time(&reads, |_, hash| read_store(&store, hash))?,
-                2 => time(&reads, |_, hash| read_hash(&runtime, &worker, hash))?,
-                _ => time_by_name(&reads, |name, hash| {
-                    read_name(&runtime, &worker, name, hash)
-                })?,
+                0 => time(&reads, |hash| read_plain(&plain, hash))?,
+                1 => time(&reads, |hash| read_store(&store, hash))?,
+                2 => runtime.block_on(time_worker(&worker, by_hash.clone()))?,
+                _ => runtime.block_on(time_worker(&worker, by_name.clone()))?,
             };
             rounds[turn].push(sample);
         }
@@ -82,27 +85,15 @@ pub(crate) fn measure(dir: &Path, effort: Effort) -> anyhow::Result<Measured> {
     Ok(measured)
 }
 
-/// The names are made before the clock runs: an engine has them.
-fn time_by_name(
-    reads: &[(usize, SpecHash)],
-    mut read: impl FnMut(SpecName, SpecHash) -> anyhow::Result<()>,
-) -> anyhow::Result<Sample> {
-    let names = reads.iter().map(|&(number, _)| corpus::name(number));
-    let mut names = names.collect::<Vec<_>>().into_iter();
-    time(reads, |_, hash| {
-        read(names.next().context("a name for each read")?, hash)
-    })
-}
-
 fn time(
     reads: &[(usize, SpecHash)],
-    mut read: impl FnMut(usize, SpecHash) -> anyhow::Result<()>,
+    mut read: impl FnMut(SpecHash) -> anyhow::Result<()>,
 ) -> anyhow::Result<Sample> {
     let mut latencies = Vec::with_capacity(reads.len());
     let (cpu, began) = (process::cpu(), Instant::now());
-    for &(number, hash) in reads {
+    for &(_, hash) in reads {
         let since = Instant::now();
-        read(number, hash)?;
+        read(hash)?;
         latencies.push(since.elapsed());
     }
     let (elapsed, cpu) = (began.elapsed(), process::cpu().saturating_sub(cpu));
@@ -150,19 +141,22 @@ fn worker(dir: &Path, coordinator: &str) -> anyhow::Result<Worker> {
     Ok(Worker::start(&site::worker(dir, 0, coordinators, store)?)?)
 }
 
-fn read_hash(runtime: &Runtime, worker: &Worker, hash: SpecHash) -> anyhow::Result<()> {
-    let answer = runtime.block_on(worker.query(Query::strict(Target::Hash(hash))))?;
-    check(&answer, Mode::Pinned, hash)
-}
-
-fn read_name(
-    runtime: &Runtime,
-    worker: &Worker,
-    name: SpecName,
-    hash: SpecHash,
-) -> anyhow::Result<()> {
-    let answer = runtime.block_on(worker.query(Query::strict(Target::Name(name))))?;
-    check(&answer, Mode::Lease, hash)
+/// As a task of an engine reads, within a runtime; what it asks for it has already.
+async fn time_worker(worker: &Worker, reads: Vec<(Target, SpecHash)>) -> anyhow::Result<Sample> {
+    let mut latencies = Vec::with_capacity(reads.len());
+    let (cpu, began) = (process::cpu(), Instant::now());
+    for (target, hash) in reads {
+        let mode = match target {
+            Target::Name(_) => Mode::Lease,
+            Target::Hash(_) => Mode::Pinned,
+        };
+        let since = Instant::now();
+        let answer = worker.query(Query::strict(target)).await?;
+        check(&answer, mode, hash)?;
+        latencies.push(since.elapsed());
+    }
+    let (elapsed, cpu) = (began.elapsed(), process::cpu().saturating_sub(cpu));
+    Ok(Sample::new(latencies, 1, elapsed).with_cpu(cpu, None))
 }
 
 fn check(answer: &Answer, mode: Mode, hash: SpecHash) -> anyhow::Result<()> {

@@ -14,7 +14,7 @@ use crate::spec::{Spec, SpecHash};
 /// damaged bytes or long ones among it, is the machine's matter.
 pub(super) fn answer(
     sights: &impl SightCell,
-    load: impl FnOnce(SpecHash) -> Option<Local>,
+    load: impl FnOnce(SpecHash, u64) -> Option<Local>,
     query: &Query,
 ) -> Option<Answer> {
     let (Target::Name(name), Freshness::Strict) = (&query.target, query.freshness) else {
@@ -25,7 +25,7 @@ pub(super) fn answer(
     };
     let spec = match version.content {
         Content::Deleted => None,
-        Content::Present { hash, len } => match load(hash) {
+        Content::Present { hash, len } => match load(hash, len) {
             Some(Local::Found(spec)) if spec.len() == len => Some(spec),
             _ => return None,
         },
