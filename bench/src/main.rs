@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `fetch.rs`, `fetch/` | measure: one definition over a warm connection, beside bare quinn |
 //! | `local.rs` | measure: one definition from this machine's disk, beside sled |
+//! | `socket.rs` | measure: one definition over a worker's Unix socket |
 //! | `publish.rs`, `publish/` | measure: a publish that all workers have heard of, beside bare quinn |
 //! | `idle.rs` | measure: what workers that do nothing cost |
 //! | `names.rs` | measure: what many names cost |
@@ -26,6 +27,7 @@ mod publish;
 mod report;
 mod sample;
 mod site;
+mod socket;
 mod table;
 
 use std::path::PathBuf;
@@ -83,6 +85,8 @@ enum Measure {
     Fetch,
     /// One definition from this machine's disk.
     Local,
+    /// One definition over a worker's Unix socket.
+    Socket,
     /// A publish that all workers have heard of.
     Publish,
     /// Workers that do nothing.
@@ -92,9 +96,10 @@ enum Measure {
 }
 
 impl Measure {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Fetch,
         Self::Local,
+        Self::Socket,
         Self::Publish,
         Self::Idle,
         Self::Names,
@@ -108,6 +113,8 @@ enum Serve {
     Larder(fetch::Served),
     #[command(hide = true, name = "serve-bare")]
     Bare(fetch::Served),
+    #[command(hide = true, name = "serve-socket")]
+    Socket(fetch::Served),
     #[command(hide = true, name = "serve-publisher")]
     Publisher(fetch::Served),
     #[command(hide = true, name = "serve-workers")]
@@ -123,6 +130,7 @@ impl Serve {
         match self {
             Self::Larder(served) => fetch::larder::serve(served),
             Self::Bare(served) => fetch::bare::serve(served),
+            Self::Socket(served) => socket::serve(served),
             Self::Publisher(served) => publish::larder::serve_publisher(served),
             Self::Workers(watching) => publish::larder::serve_workers(watching),
             Self::BarePublisher(served) => publish::bare::serve_publisher(served),
@@ -167,6 +175,7 @@ fn main() -> anyhow::Result<()> {
         let measured = match measure {
             Measure::Fetch => fetch::measure(dir.path(), effort)?,
             Measure::Local => local::measure(dir.path(), effort)?,
+            Measure::Socket => socket::measure(dir.path(), effort)?,
             Measure::Publish => publish::measure(dir.path(), effort)?,
             Measure::Idle => idle::measure(dir.path(), effort)?,
             Measure::Names => names::measure(dir.path(), effort)?,

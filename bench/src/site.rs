@@ -18,7 +18,7 @@ use larder::trust::issue::{self, NODE_VALIDITY, Order};
 const STORE_BUDGET: u64 = 1 << 30;
 
 /// How long a worker may take to get a lease, with 199 others that want one.
-const LEASE_PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const LEASE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A cluster of a coordinator and some workers that live on loopback.
 pub(crate) fn init(dir: &Path, workers: usize) -> anyhow::Result<()> {

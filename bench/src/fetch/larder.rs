@@ -31,7 +31,8 @@ pub(crate) fn serve(served: &Served) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn publish(api: &dyn Api, specs: Vec<Spec>) -> anyhow::Result<()> {
+/// Publishes each definition under its name.
+pub(crate) async fn publish(api: &dyn Api, specs: Vec<Spec>) -> anyhow::Result<()> {
     let mut changes = Vec::with_capacity(specs.len());
     for (number, spec) in specs.into_iter().enumerate() {
         changes.push(PublishName {
