@@ -142,9 +142,10 @@ impl Scene {
 
     /// Counts why something had no answer, and waits a little where nobody listens.
     async fn failed(&self, failure: &Failure) {
-        let mut codes = self.codes.lock().expect("no panic");
-        *codes.entry(failure.code.clone()).or_default() += 1;
-        drop(codes);
+        {
+            let mut codes = self.codes.lock().expect("no panic");
+            *codes.entry(failure.code.clone()).or_default() += 1;
+        }
         if failure.code == "unreachable" {
             tokio::time::sleep(PAUSE).await;
         }
