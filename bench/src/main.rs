@@ -46,8 +46,8 @@ use self::report::Report;
     name = "larder-bench",
     version,
     after_help = "Examples:
-  larder-bench                  everything, under a minute
-  larder-bench --quick          a look, some seconds; the ratios are noisy
+  larder-bench                  everything, about a minute and a half
+  larder-bench --quick          a look, half a minute; the ratios are noisy
   larder-bench --only local     one measure
   larder-bench --json > r.json  for a script
 
