@@ -30,7 +30,7 @@ use std::time::Duration;
 pub use self::endpoint::{Endpoint, EndpointOptions, Limits};
 pub use self::error::{BindError, DialFailure, LinkError};
 pub use self::exchange::{Exchange, Patience, Timing};
-pub use self::link::{Link, Wanted};
+pub use self::link::{Further, Link, Wanted};
 pub use self::runtime::Runtime;
 pub use self::serve::{Gone, Peer, Reply, Service};
 pub use self::session::{SessionKey, Vouch};

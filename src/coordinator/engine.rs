@@ -8,20 +8,23 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::time::timeout;
 
 use super::session::Streams;
 use super::writer::{Job, MAX_STAGING};
 use crate::clock;
+use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
 use crate::proto::coordinator::{
     Coordinator, Input, Output, SessionInfo, Ticket, View, WaitInfo, Written, check_form,
 };
 use crate::proto::limit::{MAX_DELTA, MAX_HASHES_PER_HAVE};
 use crate::proto::wire::{
-    Delta, GetDelta, GetLog, Grant, List, Listing, Log, Pin, Pinned, Pins, Publish, PublishName,
-    PublishedRev, Push, Renew, SessionId,
+    Delta, GetDelta, GetLog, Grant, List, Listing, Log, Pin, Pinned, Pins, PrepAck, Publish,
+    PublishName, PublishedRev, Renew, SessionId,
 };
 use crate::spec::{Spec, SpecHash};
 use crate::store::file::Disk;
@@ -42,6 +45,12 @@ const INLINE_NAMES: usize = 1_024;
 /// The journal is rewritten when it is longer than this and than twice what it held after the
 /// last time.
 const MIN_JOURNAL_LEN: u64 = 64 << 20;
+
+/// Acknowledgements that wait for the machine's next turn. More are handed over at once.
+const MAX_ACKS_PER_TURN: usize = 1_024;
+
+/// A timer that is due at once still waits for this long: timers are no finer.
+const FINEST_TIMER: Duration = Duration::from_millis(1);
 
 const STORAGE_GONE: &str = "the storage thread has ended";
 
@@ -74,8 +83,12 @@ pub(super) struct Engine {
     streams: Streams,
     next_ticket: AtomicU64,
     handle: Handle,
-    /// The wake-up that a task sleeps for already, microseconds.
+    /// When the machine is to be woken, microseconds; `u64::MAX`: not at all.
     armed: AtomicU64,
+    /// Notified when that has become earlier.
+    rearm: Arc<Notify>,
+    /// Acknowledgements for the machine's next turn, each with its sender's URI.
+    acks: Mutex<Vec<(Arc<str>, PrepAck)>>,
     journal_len: AtomicU64,
     /// Length of the journal when it was last rewritten, or opened.
     journal_base: AtomicU64,
@@ -110,7 +123,7 @@ impl Engine {
         handle: &Handle,
     ) -> Arc<Self> {
         let journal_len = vault.journal_len();
-        Arc::new(Self {
+        let engine = Arc::new(Self {
             view: ArcSwap::new(machine.view()),
             standing: ArcSwap::from_pointee(Standing::of(&machine)),
             max_spec_len: machine.max_spec_len(),
@@ -126,10 +139,15 @@ impl Engine {
             streams: Streams::default(),
             next_ticket: AtomicU64::new(0),
             handle: handle.clone(),
-            armed: AtomicU64::new(0),
+            armed: AtomicU64::new(u64::MAX),
+            rearm: Arc::default(),
+            acks: Mutex::default(),
             journal_len: AtomicU64::new(journal_len),
             journal_base: AtomicU64::new(journal_len),
-        })
+        });
+        let rearm = Arc::clone(&engine.rearm);
+        handle.spawn(timer(Arc::downgrade(&engine), rearm));
+        engine
     }
 
     /// What readers may see now.
@@ -189,6 +207,12 @@ impl Engine {
     pub(super) fn leases(&self) -> (Vec<SessionInfo>, Vec<WaitInfo>) {
         let (machine, now) = (self.machine(), clock::now());
         (machine.sessions(now), machine.waits(now))
+    }
+
+    /// When the machine is to be woken.
+    fn armed(&self) -> Option<Time> {
+        let armed = self.armed.load(Ordering::Acquire);
+        (armed < u64::MAX).then(|| Time::from_micros(armed))
     }
 
     fn machine(&self) -> MutexGuard<'_, Coordinator> {
@@ -393,13 +417,42 @@ impl Engine {
     pub(super) fn watch(self: &Arc<Self>, sid: SessionId, owner: String) -> Watching {
         let (stream, pushes) = self.streams.open();
         let engine = Arc::clone(self);
+        let shared = Arc::from(owner.as_str());
         self.drive(Input::Watch { sid, owner, stream });
         Watching {
             engine,
             sid,
+            owner: shared,
             stream,
             pushes,
         }
+    }
+
+    /// Takes an acknowledgement. Those that have come from many workers at once are handed to the
+    /// machine together: each would have to lock it and to look at what can be released.
+    fn acknowledge(self: &Arc<Self>, owner: &Arc<str>, ack: PrepAck) {
+        let mut acks = lock(&self.acks);
+        acks.push((Arc::clone(owner), ack));
+        match acks.len() {
+            1 => {
+                // It runs behind the tasks that are to be polled already.
+                let engine = Arc::clone(self);
+                self.handle.spawn(async move { engine.take_acks() });
+            }
+            MAX_ACKS_PER_TURN => {
+                drop(acks);
+                self.take_acks();
+            }
+            _ => {}
+        }
+    }
+
+    fn take_acks(self: &Arc<Self>) {
+        let acks = std::mem::take(&mut *lock(&self.acks));
+        self.drive_all(acks.into_iter().map(|(owner, ack)| {
+            let owner = String::from(&*owner);
+            Input::PrepAck { owner, ack }
+        }));
     }
 
     /// A publish that names bytes which are not here, damaged or of another length is refused
@@ -434,29 +487,28 @@ impl Engine {
     }
 
     /// Hands one input to the machine and carries out what follows from it, in order.
-    pub(super) fn drive(self: &Arc<Self>, input: Input) {
+    pub(super) fn drive(&self, input: Input) {
+        self.drive_all([input]);
+    }
+
+    /// The same for several, in one turn.
+    fn drive_all(&self, inputs: impl IntoIterator<Item = Input>) {
         let mut machine = self.machine();
-        let mut next = Some(input);
-        while let Some(input) = next.take() {
-            for output in machine.handle(input, clock::now()) {
-                if !self.carry_out(output) {
-                    next = Some(Input::Written(storage_lost()));
+        for input in inputs {
+            let mut next = Some(input);
+            while let Some(input) = next.take() {
+                for output in machine.handle(input, clock::now()) {
+                    if !self.carry_out(output) {
+                        next = Some(Input::Written(storage_lost()));
+                    }
                 }
             }
         }
         self.standing.store(Arc::new(Standing::of(&machine)));
         self.moved.notify_all();
-        if let Some(wake) = machine.next_wake()
-            && self.armed.swap(wake.as_micros(), Ordering::Relaxed) != wake.as_micros()
-        {
-            let pause = wake.since(clock::now());
-            let engine = Arc::downgrade(self);
-            self.handle.spawn(async move {
-                tokio::time::sleep(pause).await;
-                if let Some(engine) = Weak::upgrade(&engine) {
-                    engine.drive(Input::Wake);
-                }
-            });
+        let wake = machine.next_wake().map_or(u64::MAX, Time::as_micros);
+        if wake < self.armed.swap(wake, Ordering::AcqRel) {
+            self.rearm.notify_one();
         }
     }
 
@@ -553,6 +605,31 @@ impl Drop for Reporter {
     }
 }
 
+/// Wakes the machine when it is time, until the engine is gone.
+async fn timer(engine: Weak<Engine>, rearm: Arc<Notify>) {
+    loop {
+        let Some(armed) = engine.upgrade().map(|engine| engine.armed()) else {
+            return;
+        };
+        let Some(wake) = armed else {
+            rearm.notified().await;
+            continue;
+        };
+        // Not at once again, whatever the machine says: others run on this thread.
+        let pause = wake.since(clock::now()).max(FINEST_TIMER);
+        if timeout(pause, rearm.notified()).await.is_ok() {
+            continue;
+        }
+        let Some(engine) = engine.upgrade() else {
+            return;
+        };
+        // It may have become later meanwhile.
+        if engine.armed().is_some_and(|wake| wake <= clock::now()) {
+            engine.drive(Input::Wake);
+        }
+    }
+}
+
 fn storage_lost() -> Written {
     Written::Lost {
         reason: STORAGE_GONE.to_owned(),
@@ -563,14 +640,20 @@ fn storage_lost() -> Written {
 pub(super) struct Watching {
     engine: Arc<Engine>,
     sid: SessionId,
+    owner: Arc<str>,
     stream: u64,
-    pushes: tokio::sync::mpsc::Receiver<Arc<Push>>,
+    pushes: tokio::sync::mpsc::Receiver<Bytes>,
 }
 
 impl Watching {
-    /// The next one; `None` when the worker has not kept up.
-    pub(super) async fn next(&mut self) -> Option<Arc<Push>> {
+    /// The next frame; `None` when the worker has not kept up.
+    pub(super) async fn next(&mut self) -> Option<Bytes> {
         self.pushes.recv().await
+    }
+
+    /// The worker has stopped answering for what is about to change.
+    pub(super) fn acknowledge(&self, ack: PrepAck) {
+        self.engine.acknowledge(&self.owner, ack);
     }
 }
 

@@ -10,8 +10,8 @@ use crate::proto::coordinator::Input;
 use crate::proto::limit::RECORDS_PER_PART;
 use crate::proto::replica;
 use crate::proto::wire::{
-    Blob, GetBlob, GetCatalog, HeadBytes, Leave, Missing, Outcome, ProofBytes, Push, PutBlob,
-    Request, Resolve, Response, Status, Watch,
+    Blob, GetBlob, GetCatalog, HeadBytes, Leave, Missing, Outcome, ProofBytes, PutBlob, Request,
+    Resolve, Response, Status, Watch,
 };
 use crate::spec::{Spec, SpecHash, Syntax};
 
@@ -152,20 +152,24 @@ impl Serving {
         let mut watching = self.0.catalog()?.watch(watch.sid, peer.uri.to_string());
         reply.send(&Response::Watching(())).await?;
         loop {
-            let push = tokio::select! {
-                push = watching.next() => push,
-                () = &mut gone => return Err(Trouble::Gone),
-            };
-            let Some(push) = push else {
-                let message =
-                    "this worker did not take what it was told in time, or has too many sessions";
-                return Err(Refusal::new(Code::Busy, message).into());
-            };
-            match &*push {
-                Push::Prepare(prepare) => {
-                    reply.send(&Response::Prepare(prepare.clone())).await?;
+            tokio::select! {
+                push = watching.next() => {
+                    let Some(frame) = push else {
+                        let message = "this worker did not take what it was told in time, or has too many sessions";
+                        return Err(Refusal::new(Code::Busy, message).into());
+                    };
+                    reply.send_frame(frame).await?;
                 }
-                Push::Release(delta) => reply.send(&Response::Release(delta.clone())).await?,
+                heard = reply.hear() => {
+                    for request in heard? {
+                        let Request::PrepAck(ack) = request else {
+                            let message = "a watch is followed by acknowledgements alone";
+                            return Err(Refusal::new(Code::BadFrame, message).into());
+                        };
+                        watching.acknowledge(ack);
+                    }
+                }
+                () = &mut gone => return Err(Trouble::Gone),
             }
         }
     }

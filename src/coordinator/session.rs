@@ -1,10 +1,11 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::mpsc::{self, Receiver, Sender};
 
-use crate::proto::wire::Push;
+use crate::proto::wire::{Push, Response};
 
 /// Pushes that may wait for one worker's stream. A worker that takes no more of them loses the
 /// stream, and with it its next lease.
@@ -14,12 +15,12 @@ const MAX_QUEUED: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Streams {
     next: AtomicU64,
-    open: Mutex<BTreeMap<u64, Sender<Arc<Push>>>>,
+    open: Mutex<BTreeMap<u64, Sender<Bytes>>>,
 }
 
 impl Streams {
-    /// A new stream: its number, and what is pushed to it.
-    pub(super) fn open(&self) -> (u64, Receiver<Arc<Push>>) {
+    /// A new stream: its number, and the frames that are pushed to it.
+    pub(super) fn open(&self) -> (u64, Receiver<Bytes>) {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (send, receive) = mpsc::channel(MAX_QUEUED);
         self.lock().insert(number, send);
@@ -31,10 +32,23 @@ impl Streams {
         self.lock().remove(&number);
     }
 
-    pub(super) fn push(&self, streams: &[u64], push: &Arc<Push>) {
+    /// Sends the same frame, encoded once, to each of `streams`.
+    pub(super) fn push(&self, streams: &[u64], push: &Push) {
+        let response = match push {
+            Push::Prepare(prepare) => Response::Prepare(prepare.clone()),
+            Push::Release(delta) => Response::Release(delta.clone()),
+        };
+        let frame = match response.to_frame() {
+            Ok(frame) => Bytes::from(frame),
+            Err(error) => {
+                // Who is not told must not hold a lease for longer.
+                tracing::error!(%error, "a push does not fit a frame");
+                return streams.iter().for_each(|number| self.close(*number));
+            }
+        };
         let mut open = self.lock();
         for number in streams {
-            let taken = open.get(number).map(|to| to.try_send(Arc::clone(push)));
+            let taken = open.get(number).map(|to| to.try_send(frame.clone()));
             if matches!(taken, Some(Err(_))) {
                 metrics::counter!("larder_pushes_dropped_total").increment(1);
                 open.remove(number);
@@ -42,7 +56,7 @@ impl Streams {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Sender<Arc<Push>>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Sender<Bytes>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{Connection, WriteError};
+use quinn::{Connection, SendStream, WriteError};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -18,7 +20,7 @@ use super::live::{Vouched, close};
 use super::pace::{Over, Sharers};
 use super::session::{Vouch, session_key};
 use crate::identity::{NodeUri, Role};
-use crate::proto::code::CloseCode;
+use crate::proto::code::{CloseCode, Code};
 use crate::proto::limit::MAX_FRAME_LEN;
 use crate::proto::wire::{Hello, Request, Response, Welcome, decode_answer};
 use crate::trust::{Credentials, Usage};
@@ -190,6 +192,30 @@ impl Link {
         body: Bytes,
         patience: Patience,
     ) -> Result<Exchange, LinkError> {
+        let (exchange, mut send) = self.begin(request, body, patience).await?;
+        let _ = send.finish();
+        Ok(exchange)
+    }
+
+    /// The same, and the stream stays open for what is to be [said](Further::say) later.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub async fn call_open(
+        &self,
+        request: &Request,
+        patience: Patience,
+    ) -> Result<(Exchange, Further), LinkError> {
+        let (exchange, send) = self.begin(request, Bytes::new(), patience).await?;
+        Ok((exchange, Further(Mutex::new(send))))
+    }
+
+    async fn begin(
+        &self,
+        request: &Request,
+        body: Bytes,
+        patience: Patience,
+    ) -> Result<(Exchange, SendStream), LinkError> {
         let up = self.up(patience.dial_now).await?;
         let share = up.sharers.join(patience.floor);
         let frame = request.to_frame()?;
@@ -208,15 +234,14 @@ impl Link {
                 Err(WriteError::ConnectionLost(error)) => return Err(error.into()),
                 Err(error) => return Err(LinkError::Lost(error.to_string())),
             }
-            let _ = send.finish();
-            Ok(recv)
+            Ok((send, recv))
         };
         let taken = share.within(sent.mark, allowed, send).await;
-        let recv = taken.map_err(|Over| LinkError::TimedOut {
+        let (send, recv) = taken.map_err(|Over| LinkError::TimedOut {
             what: "the request was not taken",
             within: sent.at.elapsed(),
         })??;
-        Ok(Exchange::new(up, patience, recv, sent, share))
+        Ok((Exchange::new(up, patience, recv, sent, share), send))
     }
 
     async fn up(&self, dial_now: bool) -> Result<Arc<Up>, LinkError> {
@@ -238,6 +263,31 @@ impl Link {
             Ok(done) => done.clone().unwrap_or(Err(LinkError::ClosedHere)),
             // The runtime stopped.
             Err(_) => Err(LinkError::ClosedHere),
+        }
+    }
+}
+
+/// The asker's half of a stream that it goes on speaking on. It is finished when this is dropped.
+#[derive(Debug)]
+pub struct Further(Mutex<SendStream>);
+
+impl Further {
+    /// Says one thing more, which needs no answer and waits for nothing: it leaves with the next
+    /// packet. False when it cannot; then nothing of it arrives.
+    pub fn say(&self, request: &Request) -> bool {
+        let Ok(frame) = request.to_frame() else {
+            return false;
+        };
+        let mut send = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut context = Context::from_waker(Waker::noop());
+        match Pin::new(&mut *send).poll_write(&mut context, &frame) {
+            Poll::Ready(Ok(len)) if len == frame.len() => true,
+            Poll::Ready(Ok(_)) => {
+                // Half a frame: nobody could read what follows it.
+                let _ = send.reset(Code::Busy.number().into());
+                false
+            }
+            Poll::Ready(Err(_)) | Poll::Pending => false,
         }
     }
 }

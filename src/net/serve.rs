@@ -4,7 +4,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use quinn::{Connection, Incoming, RecvStream, SendStream, WriteError};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
@@ -19,7 +19,8 @@ use crate::proto::code::{CloseCode, Code, Refusal};
 use crate::proto::limit::{MAX_FRAME_LEN, MAX_NAMES_PER_RESOLVE};
 use crate::proto::role::{self, Kind};
 use crate::proto::wire::{
-    FrameError, HeadBytes, Hello, ProofBytes, Request, Response, Welcome, refusal_frame,
+    FRAME_PREFIX_LEN, FrameError, HeadBytes, Hello, ProofBytes, Request, Response, Welcome,
+    parse_prefix, refusal_frame,
 };
 use crate::spec::SpecName;
 use crate::trust::Usage;
@@ -35,6 +36,10 @@ pub(super) const MAX_REQUEST_KIB: usize = 256 << 10;
 /// A request up to this length needs no share of [`MAX_REQUEST_KIB`]: the number of requests
 /// bounds them.
 const SMALL_REQUEST_LEN: usize = 64 << 10;
+
+/// Longest frame that follows a request on its stream, and what is read of them at once: an
+/// acknowledgement has about 30 bytes.
+const MAX_HEARD_LEN: usize = 1 << 10;
 
 /// Bytes kept of what a peer says it runs.
 const MAX_AGENT_LEN: usize = 64;
@@ -75,16 +80,23 @@ pub struct Gone;
 #[derive(Debug)]
 pub struct Reply {
     stream: SendStream,
+    recv: RecvStream,
     share: Share,
     answered: bool,
+    role: Role,
+    /// The beginning of a frame that [`hear`](Self::hear) has not seen the end of.
+    heard: BytesMut,
 }
 
 impl Reply {
-    fn new(stream: SendStream, share: Share) -> Self {
+    fn new((stream, recv): (SendStream, RecvStream), share: Share, role: Role) -> Self {
         Self {
             stream,
+            recv,
             share,
             answered: false,
+            role,
+            heard: BytesMut::new(),
         }
     }
 
@@ -103,10 +115,40 @@ impl Reply {
     pub async fn send_with_body(&mut self, response: &Response, body: Bytes) -> Result<(), Gone> {
         debug_assert_eq!(response.body_len(), body.len() as u64, "as announced");
         match response.to_frame() {
-            Ok(frame) => self.write(frame, body).await,
+            Ok(frame) => self.write(frame.into(), body).await,
             Err(error) => {
                 let message = format!("the answer does not fit a frame: {error}");
                 self.refuse(&Refusal::new(Code::Internal, message)).await
+            }
+        }
+    }
+
+    /// Sends one frame that is encoded already.
+    ///
+    /// # Errors
+    /// [`Gone`]; nothing more need be sent.
+    pub async fn send_frame(&mut self, frame: Bytes) -> Result<(), Gone> {
+        self.write(frame, Bytes::new()).await
+    }
+
+    /// What the asker says on the stream of its request, after it: short frames without bodies,
+    /// as many as have come. It waits for ever when the asker has said that there are none. May
+    /// be dropped at any time; nothing is lost.
+    ///
+    /// # Errors
+    /// A [`Refusal`] for what is no such frame and for what the asker may not say; the stream is
+    /// of no more use.
+    pub async fn hear(&mut self) -> Result<Vec<Request>, Refusal> {
+        loop {
+            // No pace is demanded: what is kept of a frame that does not end is bounded.
+            match self.recv.read_chunk(MAX_HEARD_LEN, true).await {
+                Ok(Some(chunk)) => self.heard.extend_from_slice(&chunk.bytes),
+                // That the connection is lost shows in `asker_gone`.
+                Ok(None) | Err(_) => std::future::pending().await,
+            }
+            let heard = further(&mut self.heard, self.role)?;
+            if !heard.is_empty() {
+                return Ok(heard);
             }
         }
     }
@@ -117,7 +159,8 @@ impl Reply {
     /// [`Gone`]; nothing more need be sent.
     pub async fn refuse(&mut self, refusal: &Refusal) -> Result<(), Gone> {
         metrics::counter!("larder_refusals_total", "code" => refusal.code.as_str()).increment(1);
-        self.write(refusal_frame(refusal), Bytes::new()).await
+        self.write(refusal_frame(refusal).into(), Bytes::new())
+            .await
     }
 
     /// Completes when nobody waits for the answer any more.
@@ -128,10 +171,10 @@ impl Reply {
         }
     }
 
-    async fn write(&mut self, frame: Vec<u8>, body: Bytes) -> Result<(), Gone> {
+    async fn write(&mut self, frame: Bytes, body: Bytes) -> Result<(), Gone> {
         self.answered = true;
         let allowed = self.share.floor.allows((frame.len() + body.len()) as u64);
-        let mut parts = [Bytes::from(frame), body];
+        let mut parts = [frame, body];
         let write = self.stream.write_all_chunks(&mut parts);
         match self.share.within(self.share.mark(), allowed, write).await {
             Ok(Ok(())) => Ok(()),
@@ -232,8 +275,8 @@ async fn serve_connection<S: Service>(
     }
     let sharers = Sharers::new();
     let floor = shared.options.limits.floor;
-    while let Ok((send, recv)) = connection.accept_bi().await {
-        let mut reply = Reply::new(send, sharers.join(floor));
+    while let Ok(stream) = connection.accept_bi().await {
+        let mut reply = Reply::new(stream, sharers.join(floor), uri.role());
         if shared.is_draining() {
             // Unread: a drain holds all the room.
             let refusal = Refusal::new(Code::Draining, "this node is shutting down");
@@ -251,7 +294,6 @@ async fn serve_connection<S: Service>(
                 uri: uri.clone(),
                 addr: connection.remote_address(),
             },
-            recv,
             reply,
         };
         let service = service.clone();
@@ -297,7 +339,6 @@ async fn hello<S: Service>(
 struct Asked {
     shared: Arc<Shared>,
     peer: Peer,
-    recv: RecvStream,
     reply: Reply,
 }
 
@@ -314,7 +355,7 @@ impl Asked {
                 self.carry_out(&*service, read).await;
             }
             Err(Unread::Refuse(refusal)) => {
-                let _ = self.recv.stop(refusal.code.number().into());
+                let _ = self.reply.recv.stop(refusal.code.number().into());
                 let _ = self.reply.refuse(&refusal).await;
             }
             Err(Unread::Gone) => return,
@@ -348,10 +389,15 @@ impl Asked {
         let role = self.peer.uri.role();
         let share = &self.reply.share;
         let first_byte = Instant::now() + share.stretch(share.floor.grace);
-        let (tag, len) =
-            read_prefix(&mut self.recv, max_header_len(role), first_byte, share).await?;
+        let (tag, len) = read_prefix(
+            &mut self.reply.recv,
+            max_header_len(role),
+            first_byte,
+            share,
+        )
+        .await?;
         let header_room = self.room(len).await?;
-        let header = read_bytes(&mut self.recv, len, share).await?;
+        let header = read_bytes(&mut self.reply.recv, len, share).await?;
         let request = decode(tag, header).await?;
         if request.kind() == Kind::Hello {
             return Err(
@@ -362,8 +408,10 @@ impl Asked {
 
         let len = self.body_len(&request)?;
         let body_room = self.room(len).await?;
-        let body = read_bytes(&mut self.recv, len, share).await?;
-        if peek_end(&mut self.recv) == Follows::Bytes {
+        let body = read_bytes(&mut self.reply.recv, len, share).await?;
+        // A watch goes on in both directions.
+        let open = request.kind() == Kind::Watch;
+        if !open && peek_end(&mut self.reply.recv) == Follows::Bytes {
             return Err(Refusal::new(Code::BadFrame, "bytes follow the request").into());
         }
         Ok(Read {
@@ -396,6 +444,27 @@ impl Asked {
             Refusal::new(Code::TooLarge, message)
         })
     }
+}
+
+/// Takes whole frames off the front of `heard`.
+fn further(heard: &mut BytesMut, role: Role) -> Result<Vec<Request>, Refusal> {
+    let bad = |error: FrameError| Refusal::new(Code::BadFrame, error.to_string());
+    let mut requests = Vec::new();
+    while let Some(prefix) = heard.first_chunk::<FRAME_PREFIX_LEN>() {
+        let (tag, len) = parse_prefix(*prefix).map_err(bad)?;
+        if len > MAX_HEARD_LEN {
+            let message = format!("{len} bytes follow a request, at most {MAX_HEARD_LEN} may");
+            return Err(Refusal::new(Code::TooLarge, message));
+        }
+        let Some(header) = heard.get(FRAME_PREFIX_LEN..FRAME_PREFIX_LEN + len) else {
+            break;
+        };
+        let request = Request::from_frame(tag, header).map_err(bad)?;
+        role::check(request.kind(), role)?;
+        heard.advance(FRAME_PREFIX_LEN + len);
+        requests.push(request);
+    }
+    Ok(requests)
 }
 
 /// A long header is decoded where that holds up nobody else.

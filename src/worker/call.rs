@@ -1,16 +1,16 @@
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
 use super::head::{PinnedKeys, check_answer, proven};
 use crate::answer::GetError;
 use crate::catalog::MAX_NAMES;
-use crate::net::{Endpoint, Exchange, Link, LinkError, Patience, Wanted};
+use crate::net::{Endpoint, Exchange, Further, Link, LinkError, Patience, Wanted};
 use crate::proto::limit::MAX_NAMES_PER_RESOLVE;
 use crate::proto::wire::{
-    CatalogDiff, GetBlob, GetCatalog, GetDelta, Outcome, Renew, Request, Resolve, Response,
-    SessionId, Watch,
+    CatalogDiff, GetBlob, GetCatalog, GetDelta, Outcome, PrepAck, Renew, Request, Resolve,
+    Response, SessionId, Watch,
 };
 use crate::proto::worker::Event;
 use crate::spec::{MAX_SPEC_LEN, SpecHash};
@@ -21,6 +21,8 @@ pub(super) struct CoordinatorLink {
     link: Link,
     /// Whether the last answer was thrown away because it was not of what had been proven.
     unbelieved: AtomicBool,
+    /// The stream of the watch that is open, for what goes back on it.
+    watch: Mutex<Option<Arc<Further>>>,
 }
 
 impl CoordinatorLink {
@@ -29,6 +31,7 @@ impl CoordinatorLink {
         Self {
             link: Link::vouched(endpoint, addr, Wanted::Coordinator, keys),
             unbelieved: AtomicBool::new(false),
+            watch: Mutex::default(),
         }
     }
 
@@ -124,7 +127,10 @@ impl CoordinatorLink {
     }
 
     async fn hear(&self, sid: SessionId, sink: &impl Fn(Event)) -> Result<(), Trouble> {
-        let mut exchange = self.session_call(Request::Watch(Watch { sid })).await?;
+        let request = Request::Watch(Watch { sid });
+        let patience = Patience::coordinator();
+        let (mut exchange, further) = self.link.call_open(&request, patience).await?;
+        let _open = self.open(Arc::new(further));
         match self.next(&mut exchange).await? {
             Response::Watching(()) => sink(Event::Watching),
             _ => return Err(Trouble::Order),
@@ -136,6 +142,24 @@ impl CoordinatorLink {
                 _ => return Err(Trouble::Order),
             }
         }
+    }
+
+    fn open(&self, further: Arc<Further>) -> Open<'_> {
+        *self.lock() = Some(Arc::clone(&further));
+        Open {
+            link: self,
+            further,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Further>>> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Acknowledges on the stream of the watch. False without one, or when it takes nothing.
+    pub(super) fn acknowledge(&self, ack: &PrepAck) -> bool {
+        let watch = self.lock().clone();
+        watch.is_some_and(|watch| watch.say(&Request::PrepAck(ack.clone())))
     }
 
     async fn session_call(&self, request: Request) -> Result<Exchange, Trouble> {
@@ -192,6 +216,20 @@ impl CoordinatorLink {
         if let Err(Trouble::Link(error)) = self.one(request).await {
             tracing::debug!(addr = self.link.addr(), %error, "not said");
         }
+    }
+}
+
+/// A watch that is open; also one that is cancelled takes its stream with it.
+struct Open<'a> {
+    link: &'a CoordinatorLink,
+    further: Arc<Further>,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        let mut watch = self.link.lock();
+        // A newer one may have come meanwhile.
+        watch.take_if(|watch| Arc::ptr_eq(watch, &self.further));
     }
 }
 

@@ -293,7 +293,10 @@ impl Engine {
                 engine.drive(Input::Event { call, event });
             }),
             Output::PrepAck { coordinator, ack } => {
-                self.tell(coordinator, Request::PrepAck(ack));
+                // Otherwise on a stream of its own: the publisher waits for it.
+                if !self.coordinators[coordinator].acknowledge(&ack) {
+                    self.tell(coordinator, Request::PrepAck(ack));
+                }
             }
             Output::Leave { coordinator, sid } => {
                 let task = self.tell(coordinator, Request::Leave(Leave { sid }));
