@@ -5,7 +5,7 @@
 //! or when that time has come. Later renewals change nothing about it: whoever renews meanwhile
 //! is told of the change in the grant itself.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -54,6 +54,8 @@ pub(super) struct Wait {
     pub(super) holders: u32,
     /// Who has not acknowledged, and when that no longer matters.
     pub(super) left: BTreeMap<SessionId, Time>,
+    /// The same by time: what ends first is looked for at every input.
+    ends: BTreeSet<(Time, SessionId)>,
     pub(super) expired: Vec<String>,
 }
 
@@ -207,7 +209,7 @@ impl Leases {
         };
         session.acked = session.acked.max(rev);
         for (_, wait) in self.waits.range_mut(..=rev) {
-            wait.left.remove(&sid);
+            wait.let_go(sid);
         }
     }
 
@@ -220,7 +222,7 @@ impl Leases {
         {
             self.sessions.remove(&sid);
             for wait in self.waits.values_mut() {
-                wait.left.remove(&sid);
+                wait.let_go(sid);
             }
         }
     }
@@ -232,12 +234,14 @@ impl Leases {
             .filter(|(_, session)| session.expires > now)
             .map(|(sid, session)| (*sid, session.expires))
             .collect();
-        let wait = Wait {
+        let mut wait = Wait {
             since: now,
             holders: u32::try_from(left.len()).unwrap_or(u32::MAX),
             left: if mutant!(M02) { BTreeMap::new() } else { left },
+            ends: BTreeSet::new(),
             expired: Vec::new(),
         };
+        wait.sort_ends();
         self.waits.insert(rev, wait);
     }
 
@@ -251,15 +255,12 @@ impl Leases {
                         .get(sid)
                         .map_or(*at, |session| session.expires);
                 }
+                wait.sort_ends();
             }
-            let expired: Vec<_> = wait
-                .left
-                .iter()
-                .filter(|(_, at)| **at <= now)
-                .map(|(sid, _)| *sid)
-                .collect();
-            for sid in expired {
-                wait.left.remove(&sid);
+            while let Some(&(at, sid)) = wait.ends.first()
+                && at <= now
+            {
+                wait.let_go(sid);
                 if let Some(session) = self.sessions.get_mut(&sid) {
                     if wait.expired.len() < MAX_NAMED_HOLDERS {
                         wait.expired.push(session.owner.clone());
@@ -297,11 +298,8 @@ impl Leases {
     /// When something that is waited for runs out.
     pub(super) fn next_wake(&self, now: Time) -> Option<Time> {
         let grace = (!self.waits.is_empty() && self.grace > now).then_some(self.grace);
-        let leases = self
-            .waits
-            .values()
-            .flat_map(|wait| wait.left.values().copied());
-        leases.chain(grace).min()
+        let leases = self.waits.values().filter_map(|wait| wait.ends.first());
+        leases.map(|(at, _)| *at).chain(grace).min()
     }
 
     pub(super) fn sessions(&self, now: Time) -> Vec<SessionInfo> {
@@ -336,6 +334,19 @@ impl Leases {
             }
         });
         infos.collect()
+    }
+}
+
+impl Wait {
+    /// Waits for `sid` no more.
+    fn let_go(&mut self, sid: SessionId) {
+        if let Some(at) = self.left.remove(&sid) {
+            self.ends.remove(&(at, sid));
+        }
+    }
+
+    fn sort_ends(&mut self) {
+        self.ends = self.left.iter().map(|(sid, at)| (*at, *sid)).collect();
     }
 }
 
