@@ -99,6 +99,10 @@ pub const MIN_LEASE: Duration = Duration::from_millis(200);
 /// Longest lease that may be configured.
 pub const MAX_LEASE: Duration = Duration::from_secs(600);
 
+/// How long whoever publishes waits for the answer: until the longest lease that may be configured
+/// has run out, and a minute for two fsyncs behind whatever is queued at the coordinator.
+pub const MAX_PUBLISH_WAIT: Duration = MAX_LEASE.saturating_add(Duration::from_secs(60));
+
 /// Renewals per lease, so that one that is lost costs nothing.
 pub const RENEWALS_PER_LEASE: u32 = 3;
 

@@ -12,11 +12,11 @@ use crate::answer::{Failure, GetError, Hop, HopFailure};
 use crate::catalog::{CatalogId, Epoch, Revision};
 use crate::net::{Link, LinkError, Patience};
 use crate::proto::code::Code;
+use crate::proto::limit::MAX_PUBLISH_WAIT;
 use crate::proto::wire::{Request, Response, Welcome};
 use crate::proto::worker::Mark;
 
-/// A publish waits for two fsyncs at the coordinator, and a body for its turn, both behind
-/// whatever is queued there.
+/// A body waits for its turn at the coordinator, behind whatever is queued there.
 const WRITE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The coordinator's address that answered last, which is asked first: an address that is dead
@@ -143,7 +143,8 @@ fn patience_for(request: &Request) -> Patience {
     Patience {
         dial_now: true,
         first_byte: match request {
-            Request::Publish(_) | Request::PutBlob(_) => WRITE_PATIENCE,
+            Request::Publish(_) => MAX_PUBLISH_WAIT,
+            Request::PutBlob(_) => WRITE_PATIENCE,
             _ => usual.first_byte,
         },
         ..usual

@@ -30,6 +30,7 @@ use crate::answer::{
 };
 use crate::api::{Api, Reply};
 use crate::proto::code::Code;
+use crate::proto::limit::MAX_PUBLISH_WAIT;
 use crate::proto::wire::{GetLog, List, Listing, Log, Pinned, Pins, Publish, PublishedRev};
 use crate::spec::{MAX_SPEC_LEN, Spec, SpecHash, Syntax};
 
@@ -39,10 +40,10 @@ const MAX_ANSWER_LEN: u64 = 64 << 20;
 /// How long a daemon may take to say that it is there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Added to a read's own deadline, so that the daemon's list of hops arrives.
+/// Added to what the daemon waits for itself, so that what it has to say arrives.
 const DEADLINE_GRACE: Duration = Duration::from_secs(2);
 
-/// How long everything else may take: a publish waits for leases and for the disk.
+/// How long everything else may take: some of it waits for the disk.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Nobody answers on the socket.
@@ -307,7 +308,8 @@ impl Api for HttpClient {
 
     fn publish(&self, publish: Publish) -> Reply<'_, PublishedRev> {
         Box::pin(async {
-            let ask = Ask::post("/v1/publish", &PublishJson::from(publish))?;
+            let ask = Ask::post("/v1/publish", &PublishJson::from(publish))?
+                .within(MAX_PUBLISH_WAIT + DEADLINE_GRACE);
             Ok(self.json::<PublishedJson>(ask).await?.into())
         })
     }
