@@ -284,6 +284,9 @@ pub struct Coordinator {
     in_flight: Option<InFlight>,
     /// Publishers to answer once this revision is visible.
     waiting: VecDeque<Waiting>,
+    /// Publishers to refuse once the revision that the refusal names is durable: what anyone was
+    /// told survives a crash.
+    refused: VecDeque<(Ticket, Refusal)>,
     /// The newest revision whose pending entry is durable.
     durable: Revision,
     compact_wanted: bool,
@@ -349,6 +352,7 @@ impl Coordinator {
             written: 0,
             in_flight: None,
             waiting: VecDeque::new(),
+            refused: VecDeque::new(),
             compact_wanted: false,
             retry_at: None,
             lost: None,
@@ -405,7 +409,7 @@ impl Coordinator {
 
     /// Publishes that are not visible yet.
     pub fn pending(&self) -> usize {
-        self.ledger.pending() + self.waiting.len()
+        self.ledger.pending() + self.waiting.len() + self.refused.len()
     }
 
     /// Why nothing can be written any more, if so.
@@ -444,8 +448,8 @@ impl Coordinator {
                 unix_ms,
             } => {
                 if let Err(refusal) = self.publish(ticket, by, publish, unix_ms, &mut out) {
-                    let result = Err(refusal);
-                    out.push(Output::Reply { ticket, result });
+                    self.refused.push_back((ticket, refusal));
+                    self.answer_refused(&mut out);
                 }
             }
             Input::NewEpoch { unix_ms } => {
@@ -577,7 +581,8 @@ impl Coordinator {
             let (entry, number) = (Entry::Visible { rev }, self.written);
             batch.push(Queued { entry, number });
             if mutant!(M15) {
-                self.reveal(rev, out);
+                let before = self.reveal(rev, out);
+                self.push_release(before, out);
                 self.answer_visible(out);
             }
         }
@@ -602,6 +607,7 @@ impl Coordinator {
             Written::Lost { .. } => 0,
         };
         let mut prepared = false;
+        let mut before = None;
         for Queued { entry, number } in &batch[..kept] {
             self.written = *number;
             match entry {
@@ -610,7 +616,7 @@ impl Coordinator {
                     self.leases.begin_wait(pending.rev, now);
                     prepared = true;
                 }
-                Entry::Visible { rev } => self.reveal(*rev, out),
+                Entry::Visible { rev } => before = before.or(self.reveal(*rev, out)),
                 Entry::Unpinned { id } => drop(self.unpinned.remove(id)),
                 Entry::LeaseMax { lease_us } => {
                     self.ledger.set_lease_max(Duration::from_micros(*lease_us));
@@ -627,7 +633,7 @@ impl Coordinator {
         if prepared {
             self.push_prepare(self.leases.watchers(), out);
             if mutant!(D1) {
-                self.reveal(self.durable, out);
+                before = before.or(self.reveal(self.durable, out));
             }
         }
         if !self.raising {
@@ -636,13 +642,17 @@ impl Coordinator {
         let written = self.written;
         self.key_numbers.retain(|_, number| *number > written);
         self.answer_pinned(out);
+        self.answer_refused(out);
         self.answer_visible(out);
+        // Behind the answers: the publisher waits, and the workers are not wrong meanwhile.
+        self.push_release(before, out);
     }
 
-    fn reveal(&mut self, rev: Revision, out: &mut Vec<Output>) {
+    /// Returns what was visible before, if that has changed.
+    fn reveal(&mut self, rev: Revision, out: &mut Vec<Output>) -> Option<Arc<View>> {
         let before = self.ledger.view();
         if rev <= before.records.rev() {
-            return;
+            return None;
         }
         let mut ended = before.records.rev().next();
         while ended <= rev {
@@ -653,7 +663,19 @@ impl Coordinator {
         self.ledger.make_visible(rev);
         self.ledger.retain(self.options.retention);
         out.push(Output::Reveal(self.ledger.view()));
-        self.push_release(&before, out);
+        Some(before)
+    }
+
+    /// Refuses those whose refusal names nothing that a crash could take back.
+    fn answer_refused(&mut self, out: &mut Vec<Output>) {
+        for (ticket, refusal) in std::mem::take(&mut self.refused) {
+            if refusal.rev.is_some_and(|rev| rev > self.durable) {
+                self.refused.push_back((ticket, refusal));
+            } else {
+                let result = Err(refusal);
+                out.push(Output::Reply { ticket, result });
+            }
+        }
     }
 
     fn answer_visible(&mut self, out: &mut Vec<Output>) {
@@ -706,6 +728,13 @@ impl Coordinator {
         }
         self.refuse_pins(&refusal, out);
         self.ledger.truncate(self.durable);
+        self.answer_refused(out);
+        for (ticket, _) in std::mem::take(&mut self.refused) {
+            // What stood against it has never been.
+            let message = "a publish before this one failed, try again";
+            let result = Err(Refusal::new(Code::Busy, message));
+            out.push(Output::Reply { ticket, result });
+        }
         let waiting = std::mem::take(&mut self.waiting);
         for entry in waiting {
             if entry.number <= self.written && entry.rev <= self.durable {
@@ -731,6 +760,11 @@ impl Coordinator {
             format!("the coordinator's disk failed: {reason}"),
         );
         self.refuse_pins(&refusal, out);
+        self.answer_refused(out);
+        for (ticket, _) in std::mem::take(&mut self.refused) {
+            let result = Err(refusal.clone());
+            out.push(Output::Reply { ticket, result });
+        }
         for Waiting { ticket, .. } in self.waiting.drain(..) {
             let message = format!(
                 "the coordinator's disk failed: {reason}; whether the publish happened shows after a restart"

@@ -206,7 +206,7 @@ impl Replica {
     /// The revisions after `from`, as far as they fit into `max_bytes`, at least one; `None` when
     /// they are not all held.
     pub fn delta(&self, epoch: Epoch, from: Revision, max_bytes: usize) -> Option<Delta> {
-        let steps = steps(&self.records, from, max_bytes, |rev| {
+        let steps = steps(&self.records, from, (1, max_bytes), |rev| {
             let line = self.lines.get(&rev)?;
             Some((line.head, line.names.as_slice()))
         })?;
@@ -301,11 +301,12 @@ impl Replica {
     }
 }
 
-/// Revisions of `records` after `from`, at least one if there is one.
+/// Revisions of `records` after `from`: as many as fit into `max_bytes`, or `at_least` so many if
+/// there are.
 pub(crate) fn steps<'a>(
     records: &Catalog,
     from: Revision,
-    max_bytes: usize,
+    (at_least, max_bytes): (usize, usize),
     line: impl Fn(Revision) -> Option<(SignedHead, &'a [SpecName])>,
 ) -> Option<Vec<Step>> {
     let mut steps = Vec::new();
@@ -313,12 +314,11 @@ pub(crate) fn steps<'a>(
     let mut rev = from.next();
     while rev <= records.rev() {
         let (head, names) = line(rev)?;
-        let step = step_of(records, rev, &head, names);
-        bytes += step.weight();
-        if bytes > max_bytes && !steps.is_empty() {
+        bytes += Step::weight(names);
+        if bytes > max_bytes && steps.len() >= at_least {
             break;
         }
-        steps.push(step);
+        steps.push(step_of(records, rev, &head, names));
         rev = rev.next();
     }
     Some(steps)

@@ -42,6 +42,11 @@ impl Coordinator {
             canon.u64(waiting.ticket).u64(waiting.rev.get());
             canon.u64(waiting.number.saturating_sub(self.written));
         }
+        canon.u64(self.refused.len() as u64);
+        for (ticket, refusal) in &self.refused {
+            canon.u64(*ticket);
+            canon.u64(refusal.rev.map_or(0, |rev| rev.get()));
+        }
     }
 
     fn write_queued(&self, canon: &mut Canon, queued: &Queued) {

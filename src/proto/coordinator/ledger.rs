@@ -373,14 +373,28 @@ impl Ledger {
         ended.map(|pin| pin.id).collect()
     }
 
-    /// The visible revisions after `from`, as far as they fit; `None` when they are not all
-    /// retained, or belong to another epoch.
+    /// The visible revisions after `from`, as far as they fit, at least one; `None` when they are
+    /// not all retained, or belong to another epoch.
     pub fn delta(&self, epoch: Epoch, from: Revision, max_bytes: usize) -> Option<Delta> {
+        self.delta_of(epoch, from, (1, max_bytes))
+    }
+
+    /// The same, and none where the first does not fit: what is too long is not even built.
+    pub(super) fn inline_delta(
+        &self,
+        epoch: Epoch,
+        from: Revision,
+        max_bytes: usize,
+    ) -> Option<Delta> {
+        self.delta_of(epoch, from, (0, max_bytes))
+    }
+
+    fn delta_of(&self, epoch: Epoch, from: Revision, at_least: (usize, usize)) -> Option<Delta> {
         let view = &self.visible;
         if epoch > view.epoch || from < view.records.oldest() || from > view.records.rev() {
             return None;
         }
-        let steps = replica::steps(&view.records, from, max_bytes, |rev| {
+        let steps = replica::steps(&view.records, from, at_least, |rev| {
             let line = self.log.get(&rev)?;
             Some((line.head, line.names.as_slice()))
         })?;

@@ -40,7 +40,7 @@ impl Coordinator {
             self.answer_or_wait(ticket, rev, changed, number.unwrap_or_default(), out);
             return Ok(());
         }
-        if self.waiting.len() >= MAX_PENDING {
+        if self.waiting.len() + self.refused.len() >= MAX_PENDING {
             return Err(Refusal::new(Code::Busy, "too many publishes are waiting"));
         }
         if publish.key.is_some() && self.ledger.keys() >= MAX_KEYS {

@@ -8,9 +8,7 @@ use crate::proto::code::Refusal;
 use crate::proto::coordinator::{Coordinator, Output, Ticket, View};
 use crate::proto::limit::{MAX_INLINE_DELTA, MAX_MARKS, MAX_PENDING};
 use crate::proto::mutant::mutant;
-use crate::proto::wire::{
-    Delta, Grant, Hint, Marks, PrepAck, Prepare, Push, Renew, SessionId, Step,
-};
+use crate::proto::wire::{Delta, Grant, Hint, Marks, PrepAck, Prepare, Push, Renew, SessionId};
 
 impl Coordinator {
     pub(super) fn watch(
@@ -161,8 +159,9 @@ impl Coordinator {
         out.push(Output::Push { streams, push });
     }
 
-    /// Tells everyone what has become visible after `before`.
-    pub(super) fn push_release(&self, before: &View, out: &mut Vec<Output>) {
+    /// Tells everyone what has become visible after `before`, if anything has.
+    pub(super) fn push_release(&self, before: Option<Arc<View>>, out: &mut Vec<Output>) {
+        let Some(before) = before else { return };
         let streams = self.leases.watchers();
         if streams.is_empty() {
             return;
@@ -176,9 +175,8 @@ impl Coordinator {
     fn inline_delta(&self, have: Option<(Epoch, Revision)>) -> Delta {
         let view = self.ledger.view();
         let steps = have
-            .and_then(|(epoch, rev)| self.ledger.delta(epoch, rev, MAX_INLINE_DELTA))
-            .map(|delta| delta.steps)
-            .filter(|steps| steps.iter().map(Step::weight).sum::<usize>() <= MAX_INLINE_DELTA);
+            .and_then(|(epoch, rev)| self.ledger.inline_delta(epoch, rev, MAX_INLINE_DELTA))
+            .map(|delta| delta.steps);
         Delta {
             catalog: view.catalog,
             epoch: view.epoch,

@@ -223,12 +223,42 @@ fn expect_is_compared_with_a_pending_record_too() {
     change.expect = Some(Revision::ZERO);
     let input = site.input(2, publish(vec![change]));
     site.step(input);
-    let (ticket, result) = site.replies.pop().expect("refused at once");
+    assert!(site.replies.is_empty(), "a crash could still take it back");
+    site.step(Input::Written(Written::All));
+    let (ticket, result) = site.replies.pop().expect("refused, the first is pending");
     let refusal = result.expect_err("it exists, pending");
     assert_eq!(
         (ticket, refusal.code, refusal.rev),
         (2, Code::Expect, Some(Revision::new(1)))
     );
+}
+
+#[test]
+fn nobody_is_refused_for_a_revision_that_never_was() {
+    let failures = [
+        Written::Some {
+            kept: 0,
+            why: NotWritten::Full,
+        },
+        Written::Lost {
+            reason: "gone".into(),
+        },
+    ];
+    for (failure, expected) in failures.into_iter().zip([Code::Busy, Code::Disk]) {
+        let mut site = Site::new();
+        let input = site.input(1, publish(vec![put("a", "1")]));
+        site.step(input);
+        let change = PublishName {
+            expect: Some(Revision::ZERO),
+            ..put("a", "2")
+        };
+        let input = site.input(2, publish(vec![change]));
+        site.step(input);
+        site.step(Input::Written(failure));
+        let refusals: BTreeMap<_, _> = site.replies.drain(..).collect();
+        let refusal = refusals[&2].as_ref().expect_err("nothing was published");
+        assert_eq!((refusal.code, refusal.rev), (expected, None));
+    }
 }
 
 #[test]

@@ -208,10 +208,10 @@ impl From<WireChange> for Change {
 }
 
 impl Step {
-    /// Bytes in a frame, roughly.
-    pub fn weight(&self) -> usize {
-        let names = self.changes.iter().map(|change| change.name.as_str().len());
-        256 + names.map(|len| len + 48).sum::<usize>()
+    /// Bytes that a step with changes of these names has in a frame, roughly.
+    pub fn weight(names: &[SpecName]) -> usize {
+        let lens = names.iter().map(|name| name.as_str().len());
+        256 + lens.map(|len| len + 48).sum::<usize>()
     }
 }
 
