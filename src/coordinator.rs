@@ -68,6 +68,15 @@ impl Node {
         })
     }
 
+    /// Waits until the newest epoch has begun, and takes requests from then on.
+    async fn begin(&self) -> Result<(), RunError> {
+        if let Some(engine) = &self.engine {
+            engine.await_epoch().await.map_err(RunError::Disk)?;
+        }
+        self.begun.store(true, Ordering::Release);
+        Ok(())
+    }
+
     fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
@@ -86,11 +95,25 @@ impl Node {
 }
 
 impl Coordinator {
-    /// Binds the UDP port, opens the store, replays the journal and serves.
+    /// Binds the UDP port, opens the store, replays the journal and serves. Blocks while a new
+    /// epoch waits for the leases of the one before to end.
     ///
     /// # Errors
     /// [`RunError`]; nothing that was acknowledged has changed then.
     pub fn start(config: &CoordinatorConfig) -> Result<Self, RunError> {
+        let coordinator = Self::launch(config)?;
+        let node = Arc::clone(&coordinator.node);
+        let (told, begun) = std::sync::mpsc::channel();
+        coordinator.runtime.handle().spawn(async move {
+            let _ = told.send(node.begin().await);
+        });
+        let ended = |_| RunError::Thread(std::io::Error::other("the network thread has ended"));
+        begun.recv().map_err(ended)??;
+        Ok(coordinator)
+    }
+
+    /// The same, but requests are refused until [`Node::begin`] returns.
+    fn launch(config: &CoordinatorConfig) -> Result<Self, RunError> {
         let identity = daemon::load_identity(&config.identity)?;
         if identity.uri().role() != Role::Coordinator {
             return Err(RunError::Role {
@@ -146,10 +169,6 @@ impl Coordinator {
         });
         let serving = service::Serving(Arc::clone(&node));
         node.endpoint.serve(Arc::new(serving));
-        if let Some(engine) = &node.engine {
-            engine.await_epoch().map_err(RunError::Disk)?;
-        }
-        node.begun.store(true, Ordering::Release);
         Ok(Self {
             node,
             runtime,
@@ -301,21 +320,30 @@ pub async fn run(
     daemon::install_metrics();
     // Before anything happens that cannot be taken back, such as a new epoch.
     let listeners = daemon::local(&config.local).await?;
-    let coordinator = Coordinator::start(&config)?;
+    let coordinator = Coordinator::launch(&config)?;
     let node = Arc::clone(&coordinator.node);
     let server = listeners.with(Arc::new(local::Local(Arc::clone(&node))));
-    tracing::info!(
-        uri = %node.endpoint.identity().uri(),
-        listen = %node.endpoint.local_addr(),
-        socket = %config.local.socket.display(),
-        http = server.tcp_addr().map(tracing::field::display),
-        "coordinator ready"
-    );
-    let endpoint = node.endpoint.clone();
-    drop(node);
-    daemon::serve_local(server, endpoint.identity(), shutdown).await;
+    let http = server.tcp_addr();
+    let failed = {
+        let ready = async {
+            node.begin().await?;
+            tracing::info!(
+                uri = %node.endpoint.identity().uri(),
+                listen = %node.endpoint.local_addr(),
+                socket = %config.local.socket.display(),
+                http = http.map(tracing::field::display),
+                "coordinator ready"
+            );
+            std::future::pending::<Result<(), RunError>>().await
+        };
+        // A new epoch may take as long to begin as a lease lasts: it can be stopped meanwhile.
+        tokio::select! {
+            () = daemon::serve_local(server, node.endpoint.identity(), shutdown) => Ok(()),
+            failed = ready => failed,
+        }
+    };
     tracing::info!("coordinator stopping");
-    drop(endpoint);
+    drop(node);
     coordinator.stop().await;
-    Ok(())
+    failed
 }

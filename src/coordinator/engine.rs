@@ -3,7 +3,7 @@ use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ type Waiting<T> = Mutex<BTreeMap<Ticket, oneshot::Sender<Result<T, Refusal>>>>;
 pub(super) struct Engine {
     machine: Mutex<Coordinator>,
     /// Notified after each input of the machine.
-    moved: Condvar,
+    moved: Notify,
     view: ArcSwap<View>,
     standing: ArcSwap<Standing>,
     max_spec_len: u64,
@@ -128,7 +128,7 @@ impl Engine {
             standing: ArcSwap::from_pointee(Standing::of(&machine)),
             max_spec_len: machine.max_spec_len(),
             machine: Mutex::new(machine),
-            moved: Condvar::new(),
+            moved: Notify::new(),
             dir: dir.to_owned(),
             bodies: vault.reader(),
             jobs,
@@ -221,19 +221,29 @@ impl Engine {
 
     /// Waits until the newest epoch has a visible revision. Before that, an answer would name the
     /// epoch before it, and a worker that saw more of that one would call it a rollback.
-    pub(super) fn await_epoch(&self) -> Result<(), String> {
-        let mut machine = self.machine();
-        while machine.view().epoch < machine.ledger().epoch() {
-            if let Some(reason) = machine.lost() {
-                return Err(reason.to_owned());
+    pub(super) async fn await_epoch(&self) -> Result<(), String> {
+        loop {
+            let mut moved = std::pin::pin!(self.moved.notified());
+            // From here on no turn is missed.
+            moved.as_mut().enable();
+            if let Some(result) = self.epoch_begun() {
+                return result;
             }
-            if machine.pending() == 0 {
-                return Err("the first revision of the new epoch could not be written".into());
-            }
-            let moved = self.moved.wait(machine);
-            machine = moved.unwrap_or_else(PoisonError::into_inner);
+            moved.await;
         }
-        Ok(())
+    }
+
+    /// `None` while there is something to wait for.
+    fn epoch_begun(&self) -> Option<Result<(), String>> {
+        let machine = self.machine();
+        if machine.view().epoch >= machine.ledger().epoch() {
+            return Some(Ok(()));
+        }
+        if let Some(reason) = machine.lost() {
+            return Some(Err(reason.to_owned()));
+        }
+        let failed = "the first revision of the new epoch could not be written";
+        (machine.pending() == 0).then(|| Err(failed.into()))
     }
 
     pub(super) fn journal_len(&self) -> u64 {
@@ -505,7 +515,7 @@ impl Engine {
             }
         }
         self.standing.store(Arc::new(Standing::of(&machine)));
-        self.moved.notify_all();
+        self.moved.notify_waiters();
         let wake = machine.next_wake().map_or(u64::MAX, Time::as_micros);
         if wake < self.armed.swap(wake, Ordering::AcqRel) {
             self.rearm.notify_one();

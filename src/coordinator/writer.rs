@@ -26,6 +26,13 @@ const STAGED_FOR: Duration = Duration::from_secs(15 * 60);
 /// seconds, in which publishers would wait, and until then bodies are only a little slower.
 const MEND_AFTER: Duration = Duration::from_secs(60);
 
+/// The view is brought up to the journal when nothing has come for this long: the entry that makes
+/// a publish visible follows soon after the publish itself, and must not wait for the view.
+const APPLY_AFTER: Duration = Duration::from_millis(5);
+
+/// It is at the latest after so many writes. What it lacks is read from the journal.
+const MAX_UNAPPLIED: usize = 64;
+
 /// What the storage thread is asked to do.
 #[derive(Debug)]
 pub(super) enum Job {
@@ -52,13 +59,24 @@ pub(super) fn queue() -> (Sender<Job>, Receiver<Job>) {
 /// ended. Returns the vault.
 pub(super) fn run(vault: Vault, jobs: &Receiver<Job>, written: impl Fn(Written, u64)) {
     let mut storage = Storage::new(vault);
+    // Writes that the view has not seen.
+    let mut unapplied = 0;
     loop {
-        let job = match jobs.recv_timeout(MEND_AFTER) {
+        let patience = match unapplied {
+            0 => MEND_AFTER,
+            _ => APPLY_AFTER,
+        };
+        let job = jobs.recv_timeout(patience);
+        let quiet = !matches!(job, Ok(Job::Body { .. } | Job::Entries(_)));
+        if unapplied > 0 && (quiet || unapplied >= MAX_UNAPPLIED) {
+            storage.apply_to_view();
+            unapplied = 0;
+        } else if matches!(job, Err(RecvTimeoutError::Timeout)) {
+            storage.mend_view();
+        }
+        let job = match job {
             Ok(job) => job,
-            Err(RecvTimeoutError::Timeout) => {
-                storage.mend_view();
-                continue;
-            }
+            Err(RecvTimeoutError::Timeout) => continue,
             Err(RecvTimeoutError::Disconnected) => return,
         };
         match job {
@@ -70,7 +88,7 @@ pub(super) fn run(vault: Vault, jobs: &Receiver<Job>, written: impl Fn(Written, 
                 let result = storage.write(&entries);
                 written(result, storage.vault.journal_len());
                 // Behind the answer: the view only repeats what the journal says.
-                storage.apply_to_view();
+                unapplied += 1;
             }
             Job::Checkpoint { entries, retained } => {
                 storage.checkpoint(entries, retained);
