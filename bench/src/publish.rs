@@ -47,6 +47,9 @@ pub(crate) struct Watching {
     /// Each keeps a store on disk.
     #[arg(long)]
     store: bool,
+    /// Each has a thread of its own, as larder's workers have.
+    #[arg(long)]
+    threads: bool,
 }
 
 /// Runs the measure with what it needs on disk in `dir`.
@@ -59,23 +62,32 @@ pub(crate) fn measure(dir: &Path, effort: Effort) -> anyhow::Result<Measured> {
         site::init(&dir, workers)?;
         let mut ours = Cluster::start(&dir, effort, 0, workers, Kind::LARDER)?;
         let mut theirs = Cluster::start(&dir, effort, 0, workers, Kind::BARE)?;
-        let mut rounds = [const { Vec::new() }; 2];
-        for round in 0..effort.rounds {
-            for ours_turn in [round % 2 == 0, round % 2 != 0] {
-                let (rounds, cluster) = match ours_turn {
-                    true => (&mut rounds[0], &mut ours),
-                    false => (&mut rounds[1], &mut theirs),
+        let mut threads = Cluster::start(&dir, effort, 0, workers, Kind::BARE_THREADS)?;
+        let mut rounds = [const { Vec::new() }; 3];
+        for round in 0..effort.rounds as usize {
+            for turn in 0..rounds.len() {
+                let turn = (round + turn) % rounds.len();
+                let cluster = match turn {
+                    0 => &mut ours,
+                    1 => &mut theirs,
+                    _ => &mut threads,
                 };
-                rounds.push(cluster.publish((PUBLISHES / effort.divisor).max(2))?);
+                rounds[turn].push(cluster.publish((PUBLISHES / effort.divisor).max(2))?);
             }
         }
         ours.check()?;
-        let [ours, theirs] = rounds;
+        let [ours, theirs, threads] = rounds;
         let s = if workers == 1 { "" } else { "s" };
         measured.row(format!("larder, {workers} worker{s}"), &ours);
         measured.row(format!("bare quinn, {workers} watcher{s}"), &theirs);
         let what = format!("larder / bare quinn, {workers} worker{s}, p50");
         measured.ratio(what, Aim::AtMost(1.3), &ours, &theirs)?;
+        if workers > 1 {
+            let row = format!("bare quinn, {workers} watchers, a thread each");
+            measured.row(row, &threads);
+            let what = format!("larder / bare quinn, {workers} workers, a thread each, p50");
+            measured.ratio(what, Aim::AtMost(1.3), &ours, &threads)?;
+        }
     }
     Ok(measured)
 }
@@ -87,6 +99,8 @@ pub(crate) struct Kind {
     watchers: &'static str,
     /// Whether its watchers keep stores.
     store: bool,
+    /// Whether each has a thread of its own, where it is not larder that decides.
+    threads: bool,
 }
 
 impl Kind {
@@ -94,6 +108,7 @@ impl Kind {
         publisher: "serve-publisher",
         watchers: "serve-workers",
         store: false,
+        threads: false,
     };
     /// Workers as daemons are: with a store on disk.
     pub(crate) const STORED: Self = Self {
@@ -104,6 +119,11 @@ impl Kind {
         publisher: "serve-bare-publisher",
         watchers: "serve-bare-watchers",
         store: false,
+        threads: false,
+    };
+    const BARE_THREADS: Self = Self {
+        threads: true,
+        ..Self::BARE
     };
 }
 
@@ -135,6 +155,7 @@ impl Cluster {
             let mut args = vec![kind.watchers, "--dir", dir, "--server", publisher.ready()];
             args.extend(["--first", &number, "--workers", &count, "--seed", &seed]);
             args.extend(kind.store.then_some("--store"));
+            args.extend(kind.threads.then_some("--threads"));
             let args: Vec<_> = args.into_iter().map(ToOwned::to_owned).collect();
             watchers.push(Server::start(&args).context(kind.watchers)?);
             first += workers;

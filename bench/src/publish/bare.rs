@@ -108,6 +108,9 @@ async fn publish(
 /// Watchers that acknowledge all they hear, each with an endpoint of its own.
 pub(crate) fn serve_watchers(watching: &Watching) -> anyhow::Result<()> {
     let _pinned = core::pin(Side::Client)?;
+    if watching.threads {
+        return serve_watching_threads(watching);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -125,6 +128,21 @@ pub(crate) fn serve_watchers(watching: &Watching) -> anyhow::Result<()> {
             Err(_) => Err(anyhow::anyhow!("the answering thread panicked")),
         }
     })
+}
+
+/// The same with a runtime and a thread for each. They end with the process.
+fn serve_watching_threads(watching: &Watching) -> anyhow::Result<()> {
+    for _ in 0..watching.workers {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (endpoint, connection, streams) = runtime.block_on(watch(watching))?;
+        std::thread::spawn(move || {
+            let _open = (endpoint, connection);
+            runtime.block_on(acknowledge(streams))
+        });
+    }
+    process::answer("watchers")
 }
 
 async fn watch(
