@@ -347,3 +347,24 @@ pub async fn run(
     coordinator.stop().await;
     failed
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::site::Site;
+
+    #[tokio::test]
+    async fn a_coordinator_that_waits_for_old_leases_can_be_stopped() {
+        let site = Site::new();
+        let mut config = site.coordinator_config(site.store("c"));
+        config.lease = crate::proto::limit::MAX_LEASE;
+        config.new_epoch = true;
+        config.local.socket = site.path("c.sock");
+        let running = run(config, std::future::ready(()));
+        let stopped = tokio::time::timeout(MAX_TEST, running).await;
+        stopped.expect("it does not wait").expect("it stops well");
+    }
+
+    /// Far less than it would wait for.
+    const MAX_TEST: std::time::Duration = std::time::Duration::from_secs(30);
+}

@@ -45,6 +45,13 @@
 //! | `Have` | `Missing` | publisher | nothing changed |
 //! | `PutBlob` and body | `Stored` | publisher | nothing changed that a reader can see |
 //! | `Publish` | `Published` | publisher | it may have happened: repeat it with the same key |
+//! | `Watch` | `Watching`, then `Prepare`s and `Release`s | worker | no further lease is had without one |
+//! | `Renew` | `Grant` | worker | the lease is no longer than before |
+//! | `PrepAck`, `Leave` | `Done` | worker | the publish waits for the lease to run out, or for the next `Renew` |
+//!
+//! A `PrepAck` usually follows the `Watch` on its stream instead, as many as there are, and is not
+//! answered then: a publisher waits for it, and a stream of its own costs more than all the rest.
+//! Nothing else may follow a request.
 //!
 //! Any answer may be [`Refusal`](code::Refusal) instead, with a [`Code`](code::Code) from one
 //! table. A body follows its header frame as raw bytes, so that nothing copies it through a

@@ -37,7 +37,11 @@ impl Site {
     }
 
     pub(crate) fn coordinator(&self, store: StoreChoice) -> Coordinator {
-        Coordinator::start(&CoordinatorConfig {
+        Coordinator::start(&self.coordinator_config(store)).expect("a coordinator")
+    }
+
+    pub(crate) fn coordinator_config(&self, store: StoreChoice) -> CoordinatorConfig {
+        CoordinatorConfig {
             identity: identity(&self.path("dev/coordinator/c1")),
             local: local(),
             log: log(),
@@ -46,8 +50,7 @@ impl Site {
             max_spec_len: MAX_SPEC_LEN,
             lease: Duration::from_secs(6),
             new_epoch: false,
-        })
-        .expect("a coordinator")
+        }
     }
 
     /// A worker's, or that of whoever speaks for itself; `who` as in `dev/worker/w1`.

@@ -13,9 +13,6 @@ use crate::identity::NodeUri;
 use crate::proto::limit::{ANSWER_TIMEOUT, FIRST_BYTE_EXTRA, FIRST_BYTE_MIN, MAX_FRAME_LEN};
 use crate::proto::wire::{Response, Welcome, decode_answer};
 
-/// Longer than any process runs.
-const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-
 /// How long a call waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
@@ -143,9 +140,8 @@ impl Exchange {
             return Err(LinkError::unexpected());
         }
         let max_len = MAX_FRAME_LEN as usize;
-        let never = Instant::now() + FOREVER;
-        let frame = read_frame(&mut self.recv, max_len, never, &self.share).await;
-        let (tag, header) = frame.map_err(|fail| fail.or_silent(FOREVER))?;
+        let frame = read_frame(&mut self.recv, max_len, None, &self.share).await;
+        let (tag, header) = frame.map_err(|fail| fail.or_silent(Duration::MAX))?;
         let response = decode_answer(tag, &header)?.map_err(LinkError::Refused)?;
         self.unread = response.body_len();
         Ok(response)

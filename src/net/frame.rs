@@ -59,11 +59,12 @@ impl ReadFail {
     }
 }
 
-/// Reads one frame: its tag and header. The first byte may take until `first_byte`.
+/// Reads one frame: its tag and header. The first byte may take until `first_byte`; without one, for
+/// ever.
 pub(super) async fn read_frame(
     recv: &mut RecvStream,
     max_header_len: usize,
-    first_byte: Instant,
+    first_byte: impl Into<Option<Instant>>,
     share: &Share,
 ) -> Result<(u8, Bytes), ReadFail> {
     let (tag, len) = read_prefix(recv, max_header_len, first_byte, share).await?;
@@ -74,11 +75,15 @@ pub(super) async fn read_frame(
 pub(super) async fn read_prefix(
     recv: &mut RecvStream,
     max_header_len: usize,
-    first_byte: Instant,
+    first_byte: impl Into<Option<Instant>>,
     share: &Share,
 ) -> Result<(u8, usize), ReadFail> {
-    let first = timeout_at(first_byte, recv.read_chunk(FRAME_PREFIX_LEN, true));
-    let first = match first.await {
+    let first = recv.read_chunk(FRAME_PREFIX_LEN, true);
+    let first = match first_byte.into() {
+        Some(first_byte) => timeout_at(first_byte, first).await,
+        None => Ok(first.await),
+    };
+    let first = match first {
         Err(_) => return Err(ReadFail::Silent),
         Ok(chunk) => chunk.map_err(ReadFail::Gone)?.ok_or(ReadFail::End)?,
     };

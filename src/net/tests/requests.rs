@@ -1,10 +1,13 @@
 //! What a dialler may send, against bare quinn that sends something else.
 
 use super::*;
+use crate::catalog::{Epoch, Revision};
 use crate::proto::code::{CloseCode, Code};
 use crate::proto::limit::MAX_FRAME_LEN;
 use crate::proto::role::{Kind, allowed};
-use crate::proto::wire::{GetLog, Have, List, Publish, PutBlob, Resolve};
+use crate::proto::wire::{
+    GetLog, Have, List, PrepAck, Publish, PutBlob, Resolve, SessionId, Watch,
+};
 
 async fn connect(pair: &Pair, client: &quinn::Endpoint, who: &str) -> quinn::Connection {
     let tls = trust::client_config(&pair.certs.load(who));
@@ -300,4 +303,100 @@ async fn waiting_requests_beyond_the_limit_are_answered_in_turn() {
     pair.node.gate.notify_one();
     first.next().await.expect("the gate is open");
     second.await.expect("no panic").expect("its turn came");
+}
+
+/// Answers each acknowledgement that follows a watch with its revision.
+struct Hearing;
+
+impl Service for Hearing {
+    fn catalog(&self, _: &SessionKey) -> Option<(HeadBytes, ProofBytes)> {
+        None
+    }
+
+    async fn serve(&self, _: Peer, _: Request, _: Bytes, reply: &mut Reply) {
+        loop {
+            let heard = match reply.hear().await {
+                Ok(heard) => heard,
+                Err(refusal) => return reply.refuse(&refusal).await.expect("it waits"),
+            };
+            for request in heard {
+                let Request::PrepAck(ack) = request else {
+                    panic!("{request:?}");
+                };
+                let json = ack.rev.to_string();
+                let status = Response::Status(Status { json });
+                reply.send(&status).await.expect("it waits");
+            }
+        }
+    }
+}
+
+fn ack(rev: u64) -> Request {
+    Request::PrepAck(PrepAck {
+        sid: SessionId::new(7),
+        epoch: Epoch::new(1),
+        rev: Revision::new(rev),
+    })
+}
+
+/// A coordinator that hears what follows a watch.
+fn hearing(certs: &Certs, runtime: &Runtime) -> Endpoint {
+    let coordinator = bind(runtime, certs.load("dev/coordinator/c1"), options());
+    coordinator.serve(Arc::new(Hearing));
+    coordinator
+}
+
+fn watch() -> Request {
+    let sid = SessionId::new(7);
+    Request::Watch(Watch { sid })
+}
+
+#[tokio::test]
+async fn what_follows_a_watch_on_its_stream_is_heard_in_order() {
+    let (certs, runtime) = (Certs::new(), Runtime::start().expect("a thread"));
+    let coordinator = hearing(&certs, &runtime);
+    let worker = bind(&runtime, certs.load("dev/worker/w1"), options());
+    let link = link(&worker, &coordinator, Wanted::Coordinator);
+    let (mut exchange, further) = link
+        .call_open(&watch(), patience())
+        .await
+        .expect("it is taken");
+    for rev in 1..=100 {
+        assert!(further.say(&ack(rev)), "there is room");
+    }
+    for rev in 1..=100 {
+        match exchange.next().await.expect("an answer") {
+            Response::Status(status) => assert_eq!(status.json, rev.to_string()),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_frame_that_may_not_follow_a_watch_is_refused() {
+    let (certs, runtime) = (Certs::new(), Runtime::start().expect("a thread"));
+    let coordinator = hearing(&certs, &runtime);
+    let client = raw(None);
+    let tls = trust::client_config(&certs.load("dev/worker/w1"));
+    let connection = raw_dial(&client, tls, &coordinator)
+        .await
+        .expect("connected");
+    let answer = raw_ask(&connection, &frame(&hello()), true).await;
+    assert!(matches!(answer, Ok(Ok(Response::Welcome(_)))), "{answer:?}");
+    let publish = Request::Publish(Publish {
+        key: None,
+        note: String::new(),
+        changes: Vec::new(),
+    });
+    for (what, bytes, code) in [
+        ("an unknown tag", vec![0, 0, 0, 1, 200], Code::BadFrame),
+        ("no length", vec![0, 0, 0, 0, 1], Code::BadFrame),
+        ("a short header", vec![0, 0, 0, 2, 25, 0], Code::BadFrame),
+        ("a long one", vec![0, 0, 8, 0, 25], Code::TooLarge),
+        ("another role's", frame(&publish), Code::NotAllowed),
+    ] {
+        let bytes = [frame(&watch()), bytes].concat();
+        let refusal = refusal(&connection, &bytes, false).await;
+        assert_eq!(refusal.code, code, "{what}: {refusal}");
+    }
 }

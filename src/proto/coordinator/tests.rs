@@ -662,3 +662,47 @@ fn readers_get_one_revision_for_all_names() {
     assert_eq!(names(false), ["etl/a"]);
     assert_eq!(names(true), ["etl/a", "etl/b"]);
 }
+
+#[test]
+fn a_publisher_is_answered_before_the_workers_hear_of_the_release() {
+    let mut site = Site::new();
+    site.drive(Input::Watch {
+        sid: SessionId::new(1),
+        owner: "w".into(),
+        stream: 1,
+    });
+    let input = site.input(1, publish(vec![put("a", "1")]));
+    site.step(input);
+    site.step(Input::Written(Written::All));
+    let now = site.now;
+    let outputs = site.machine.handle(Input::Written(Written::All), now);
+    let at = |wanted: fn(&Output) -> bool| outputs.iter().position(wanted).expect("it is there");
+    let reveal = at(|output| matches!(output, Output::Reveal(_)));
+    let reply = at(|output| matches!(output, Output::Reply { .. }));
+    let release = at(|output| matches!(output, Output::Push { .. }));
+    assert!(reveal < reply && reply < release, "{outputs:?}");
+}
+
+#[test]
+fn a_release_that_does_not_fit_names_its_revision_alone() {
+    let mut site = Site::new();
+    site.drive(Input::Watch {
+        sid: SessionId::new(1),
+        owner: "w".into(),
+        stream: 1,
+    });
+    let many: Vec<_> = (0..1_000)
+        .map(|n| put(&format!("{n:0>100}"), "1"))
+        .collect();
+    for (changes, steps) in [(vec![put("a", "1")], 1), (many, 0)] {
+        site.others.clear();
+        let rev = site.publish(publish(changes)).expect("published").rev;
+        let Some(Output::Push { push, .. }) = site.others.pop() else {
+            panic!("{:?}", site.others);
+        };
+        let Push::Release(delta) = &*push else {
+            panic!("{push:?}");
+        };
+        assert_eq!((delta.rev, delta.steps.len()), (rev, steps));
+    }
+}
