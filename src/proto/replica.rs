@@ -111,6 +111,10 @@ impl Replica {
                 .signed()
                 .map_err(|_| ReplicaError::Form("a head of another length"))?;
             let head = signed.claimed().map_err(HeadError::from)?;
+            if head.catalog != self.head().catalog && !mutant!(X13) {
+                // Signed for another catalog it is no evidence of anything here.
+                return Err(ReplicaError::Catalog(head.catalog));
+            }
             if head.rev <= self.rev() && head.epoch == self.epoch() {
                 self.check_known(&head, &signed, verifier)?;
                 continue;
