@@ -115,7 +115,7 @@ impl Worker {
         }
         let worker = Self::open(config, identity)?;
         let Self(node) = &worker;
-        let serving = service::Serving(Arc::clone(node));
+        let serving = service::Serving::new(Arc::clone(node));
         node.engine.endpoint().serve(Arc::new(serving));
         Ok(worker)
     }

@@ -83,19 +83,20 @@ pub struct Reply {
     recv: RecvStream,
     share: Share,
     answered: bool,
-    role: Role,
+    /// The roles of who asks and of this node.
+    roles: (Role, Role),
     /// The beginning of a frame that [`hear`](Self::hear) has not seen the end of.
     heard: BytesMut,
 }
 
 impl Reply {
-    fn new((stream, recv): (SendStream, RecvStream), share: Share, role: Role) -> Self {
+    fn new((stream, recv): (SendStream, RecvStream), share: Share, roles: (Role, Role)) -> Self {
         Self {
             stream,
             recv,
             share,
             answered: false,
-            role,
+            roles,
             heard: BytesMut::new(),
         }
     }
@@ -146,7 +147,7 @@ impl Reply {
                 // That the connection is lost shows in `asker_gone`.
                 Ok(None) | Err(_) => std::future::pending().await,
             }
-            let heard = further(&mut self.heard, self.role)?;
+            let heard = further(&mut self.heard, self.roles)?;
             if !heard.is_empty() {
                 return Ok(heard);
             }
@@ -276,7 +277,8 @@ async fn serve_connection<S: Service>(
     let sharers = Sharers::new();
     let floor = shared.options.limits.floor;
     while let Ok(stream) = connection.accept_bi().await {
-        let mut reply = Reply::new(stream, sharers.join(floor), uri.role());
+        let roles = (uri.role(), shared.identity.uri().role());
+        let mut reply = Reply::new(stream, sharers.join(floor), roles);
         if shared.is_draining() {
             // Unread: a drain holds all the room.
             let refusal = Refusal::new(Code::Draining, "this node is shutting down");
@@ -404,7 +406,7 @@ impl Asked {
                 Refusal::new(Code::BadFrame, "hello comes once, on the first stream").into(),
             );
         }
-        role::check(request.kind(), role)?;
+        role::check(request.kind(), role, self.shared.identity.uri().role())?;
 
         let len = self.body_len(&request)?;
         let body_room = self.room(len).await?;
@@ -447,7 +449,7 @@ impl Asked {
 }
 
 /// Takes whole frames off the front of `heard`.
-fn further(heard: &mut BytesMut, role: Role) -> Result<Vec<Request>, Refusal> {
+fn further(heard: &mut BytesMut, (asker, asked): (Role, Role)) -> Result<Vec<Request>, Refusal> {
     let bad = |error: FrameError| Refusal::new(Code::BadFrame, error.to_string());
     let mut requests = Vec::new();
     while let Some(prefix) = heard.first_chunk::<FRAME_PREFIX_LEN>() {
@@ -460,7 +462,7 @@ fn further(heard: &mut BytesMut, role: Role) -> Result<Vec<Request>, Refusal> {
             break;
         };
         let request = Request::from_frame(tag, header).map_err(bad)?;
-        role::check(request.kind(), role)?;
+        role::check(request.kind(), asker, asked)?;
         heard.advance(FRAME_PREFIX_LEN + len);
         requests.push(request);
     }

@@ -52,6 +52,14 @@ pub const FLOOR_GRACE: Duration = Duration::from_secs(1);
 /// Peers asked for one hash, one after the other or hedged.
 pub const MAX_PEERS_PER_FETCH: usize = 3;
 
+/// Peers asked for the catalog one after the other, before a pause: a neighbour or two are at hand
+/// even in a cluster that has fallen apart.
+pub const MAX_PEERS_PER_ROUND: usize = 3;
+
+/// Whole catalogs that a worker gives at once; each may take 100 MiB of memory. A further asker
+/// is told [`Busy`](super::code::Code::Busy) and asks another peer.
+pub const MAX_CATALOGS_GIVEN: usize = 2;
+
 /// The next hop is asked when the one before is slower than its usual p95, within these bounds:
 /// below, a hedge would double the load of a quick LAN; above, a reader would notice.
 pub const HEDGE_MIN: Duration = Duration::from_millis(20);

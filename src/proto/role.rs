@@ -119,13 +119,17 @@ impl Request {
     }
 }
 
-/// Whether a node with role `asker` may send `kind`.
+/// Whether a node with role `asker` may send `kind` to one with role `asked`.
 ///
 /// Reading is for every member. Writing is for publishers alone: a worker or even another
 /// coordinator that wants to publish needs a publisher's certificate. Leases are for workers,
 /// and pins for whoever runs definitions or publishes them.
-pub const fn allowed(kind: Kind, asker: Role) -> bool {
+/// A worker gives its catalog to workers alone: whoever else wants it asks the coordinator.
+pub const fn allowed(kind: Kind, asker: Role, asked: Role) -> bool {
     match kind {
+        Kind::GetDelta | Kind::GetCatalog if matches!(asked, Role::Worker) => {
+            matches!(asker, Role::Worker)
+        }
         Kind::Hello
         | Kind::Resolve
         | Kind::GetBlob
@@ -145,11 +149,14 @@ pub const fn allowed(kind: Kind, asker: Role) -> bool {
 ///
 /// # Errors
 /// [`Code::NotAllowed`], with a message that names the role.
-pub fn check(kind: Kind, asker: Role) -> Result<(), Refusal> {
-    if allowed(kind, asker) {
+pub fn check(kind: Kind, asker: Role, asked: Role) -> Result<(), Refusal> {
+    if allowed(kind, asker, asked) {
         return Ok(());
     }
-    let who = match (allowed(kind, Role::Worker), allowed(kind, Role::Publisher)) {
+    let who = match (
+        allowed(kind, Role::Worker, asked),
+        allowed(kind, Role::Publisher, asked),
+    ) {
         (true, true) => "only a worker's or a publisher's may",
         (true, false) => "only a worker's may",
         _ => "only a publisher's may",
@@ -171,28 +178,34 @@ mod tests {
         };
         use Role::{Coordinator, Publisher, Reader, Worker};
         let all = [Coordinator, Worker, Publisher, Reader];
-        let table: [(&[Kind], &[Role]); 4] = [
+        // Who may ask a worker, and who may ask any other node.
+        let table: [(&[Kind], &[Role], &[Role]); 5] = [
             (
-                &[
-                    Hello, Resolve, GetBlob, List, GetLog, GetStatus, GetDelta, GetCatalog, GetPins,
-                ],
+                &[Hello, Resolve, GetBlob, List, GetLog, GetStatus, GetPins],
+                &all,
                 &all,
             ),
-            (&[Have, PutBlob, Publish], &[Publisher]),
-            (&[Watch, Renew, PrepAck, Leave], &[Worker]),
-            (&[Pin, Unpin], &[Worker, Publisher]),
+            (&[GetDelta, GetCatalog], &[Worker], &all),
+            (&[Have, PutBlob, Publish], &[Publisher], &[Publisher]),
+            (&[Watch, Renew, PrepAck, Leave], &[Worker], &[Worker]),
+            (&[Pin, Unpin], &[Worker, Publisher], &[Worker, Publisher]),
         ];
-        let kinds: usize = table.iter().map(|(kinds, _)| kinds.len()).sum();
+        let kinds: usize = table.iter().map(|(kinds, ..)| kinds.len()).sum();
         assert_eq!(kinds, Kind::ALL.len());
-        for (kinds, allowed) in table {
+        let pairs = all.map(|asker| all.map(|asked| (asker, asked)));
+        for (kinds, of_worker, of_others) in table {
             for &kind in kinds {
-                for role in all {
-                    let result = check(kind, role).map_err(|refusal| refusal.code);
-                    let expected = match allowed.contains(&role) {
+                for (asker, asked) in pairs.into_iter().flatten() {
+                    let result = check(kind, asker, asked).map_err(|refusal| refusal.code);
+                    let allowed = match asked {
+                        Worker => of_worker,
+                        _ => of_others,
+                    };
+                    let expected = match allowed.contains(&asker) {
                         true => Ok(()),
                         false => Err(Code::NotAllowed),
                     };
-                    assert_eq!(result, expected, "{kind:?} {role}");
+                    assert_eq!(result, expected, "{kind:?} {asker} -> {asked}");
                 }
             }
         }

@@ -339,6 +339,7 @@ impl Site {
             | Output::ForgetHeld
             | Output::Anchor(_)
             | Output::Use(_)
+            | Output::Brought { .. }
             | Output::Misbehaved { .. } => {}
         }
     }

@@ -23,6 +23,7 @@ mod lease;
 mod names;
 mod sight;
 mod sources;
+mod update;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use self::names::{Flight, FlightKey};
 pub use self::sight::{Look, MarkSet, Sight, SightCell, look};
 use self::sources::Sources;
 pub use self::sources::{Source, SourceInfo};
+use self::update::UpdateCall;
 use crate::answer::{
     Answer, Freshness, GetError, Hop, HopFailure, Mode, Proof, Query, RunToken, Snapshot, Target,
 };
@@ -256,6 +258,13 @@ pub enum Output {
     Show(Arc<Sight>),
     /// Keep the replica.
     Keep(Keep),
+    /// Say who gave what the replica lacked.
+    Brought {
+        /// Who.
+        hop: Hop,
+        /// What the replica shows now.
+        rev: Revision,
+    },
     /// Remember until when the replica reflects everything, with the next flush of the store.
     Anchor(Time),
     /// Remember that this name was read.
@@ -296,8 +305,8 @@ pub enum Output {
     GetDelta {
         /// Under which events come.
         call: CallId,
-        /// Index into [`Config::coordinators`].
-        coordinator: usize,
+        /// Whom to ask.
+        source: Source,
         /// The request.
         request: GetDelta,
     },
@@ -305,8 +314,8 @@ pub enum Output {
     GetCatalog {
         /// Under which events come.
         call: CallId,
-        /// Index into [`Config::coordinators`].
-        coordinator: usize,
+        /// Whom to ask.
+        source: Source,
         /// The request.
         request: GetCatalog,
     },
@@ -416,7 +425,7 @@ enum Call {
     Resolve(names::ResolveCall),
     Watch,
     Renew(RenewCall),
-    Update,
+    Update(UpdateCall),
     Fetch {
         hash: SpecHash,
         source: Source,
@@ -550,6 +559,12 @@ impl Worker {
     /// Whether a replica is kept, or was not wanted, or is given up.
     pub fn keeps_replica(&self) -> bool {
         self.session_is_wanted()
+    }
+
+    /// Who brought the newest revision of the replica since this process began.
+    pub fn brought_by(&self) -> Option<Hop> {
+        let source = self.session.brought_by?;
+        Some(self.sources.hop(source))
     }
 
     /// Reads in progress.
@@ -731,7 +746,7 @@ impl Worker {
             Some(Call::Fetch { .. }) => self.fetch_event(call, event, now),
             Some(Call::Watch) => self.watch_event(call, event, now),
             Some(Call::Renew(_)) => self.renew_event(call, event, now),
-            Some(Call::Update) => self.update_event(call, event, now),
+            Some(Call::Update(_)) => self.update_event(call, event, now),
             // A call that was cancelled meanwhile.
             None => {}
         }

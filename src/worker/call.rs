@@ -195,20 +195,8 @@ impl CoordinatorLink {
 
     async fn whole(&self, get: GetCatalog) -> Result<CatalogDiff, Trouble> {
         let mut exchange = self.session_call(Request::GetCatalog(get)).await?;
-        let Response::CatalogHead(head) = self.next(&mut exchange).await? else {
-            return Err(Trouble::Order);
-        };
-        if head.records > MAX_NAMES as u64 || head.parts > MAX_PARTS {
-            return Err(Trouble::Order);
-        }
-        let mut parts = Vec::new();
-        for _ in 0..head.parts {
-            let Response::CatalogPart(part) = exchange.next().await? else {
-                return Err(Trouble::Order);
-            };
-            parts.push(part);
-        }
-        CatalogDiff::join(head, parts).map_err(|_| Trouble::Order)
+        let opening = self.next(&mut exchange).await?;
+        rest_of_catalog(opening, &mut exchange).await
     }
 
     /// Says something; whether it arrives shows elsewhere.
@@ -235,6 +223,56 @@ impl Drop for Open<'_> {
 
 /// Frames of a whole catalog: as many as a million names need, and some.
 const MAX_PARTS: u32 = 4_096;
+
+/// A whole catalog, of which the first frame has been read.
+async fn rest_of_catalog(
+    opening: Response,
+    exchange: &mut Exchange,
+) -> Result<CatalogDiff, Trouble> {
+    let Response::CatalogHead(head) = opening else {
+        return Err(Trouble::Order);
+    };
+    if head.records > MAX_NAMES as u64 || head.parts > MAX_PARTS {
+        return Err(Trouble::Order);
+    }
+    let (mut parts, mut records) = (Vec::new(), 0);
+    for _ in 0..head.parts {
+        let Response::CatalogPart(part) = exchange.next().await? else {
+            return Err(Trouble::Order);
+        };
+        // Nobody makes this node keep more than was announced.
+        records += part.records.len() as u64;
+        if records > head.records {
+            return Err(Trouble::Order);
+        }
+        parts.push(part);
+    }
+    CatalogDiff::join(head, parts).map_err(|_| Trouble::Order)
+}
+
+/// Asks a peer for revisions. The peer proves nothing of itself: the signed heads do.
+pub(super) async fn peers_delta(link: &Link, get: GetDelta) -> Event {
+    let answer = async {
+        let request = Request::GetDelta(get);
+        let mut exchange = link.call(&request, Bytes::new(), Patience::peer()).await?;
+        match exchange.next().await? {
+            Response::Delta(delta) => Ok(delta),
+            _ => Err(Trouble::Order),
+        }
+    };
+    answer.await.map_or_else(failed, Event::Delta)
+}
+
+/// Asks a peer for its catalog, which its signed head proves.
+pub(super) async fn peers_catalog(link: &Link, get: GetCatalog) -> Event {
+    let answer = async {
+        let request = Request::GetCatalog(get);
+        let mut exchange = link.call(&request, Bytes::new(), Patience::peer()).await?;
+        let opening = exchange.next().await?;
+        rest_of_catalog(opening, &mut exchange).await
+    };
+    answer.await.map_or_else(failed, Event::Catalog)
+}
 
 /// Asks one link for bytes.
 pub(super) async fn fetch(link: &Link, hash: SpecHash, len: Option<u64>, peer: bool) -> Event {

@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
 
-use super::call::{CoordinatorLink, fetch};
+use super::call::{CoordinatorLink, fetch, peers_catalog, peers_delta};
 use super::keeper::{Keeper, Left};
 use super::leased;
 use super::saver::{self, Saver};
@@ -304,18 +304,24 @@ impl Engine {
             }
             Output::GetDelta {
                 call,
-                coordinator,
+                source,
                 request,
             } => self.spawn(call, move |engine| async move {
-                let event = engine.coordinators[coordinator].delta(request).await;
+                let event = match source {
+                    Source::Coordinator(index) => engine.coordinators[index].delta(request).await,
+                    Source::Peer(index) => peers_delta(&engine.peers[index], request).await,
+                };
                 engine.drive(Input::Event { call, event });
             }),
             Output::GetCatalog {
                 call,
-                coordinator,
+                source,
                 request,
             } => self.spawn(call, move |engine| async move {
-                let event = engine.coordinators[coordinator].catalog(request).await;
+                let event = match source {
+                    Source::Coordinator(index) => engine.coordinators[index].catalog(request).await,
+                    Source::Peer(index) => peers_catalog(&engine.peers[index], request).await,
+                };
                 engine.drive(Input::Event { call, event });
             }),
             Output::Done { ticket, result } => {
@@ -349,6 +355,10 @@ impl Engine {
                 if let Some(task) = lock(&self.calls).remove(&call) {
                     task.abort();
                 }
+            }
+            Output::Brought { hop, rev } => {
+                metrics::counter!("larder_catalog_updates_total", "hop" => hop.kind()).increment(1);
+                tracing::info!(from = %hop, revision = %rev, "the catalog was brought forward");
             }
             Output::Misbehaved { hop, what } => {
                 metrics::counter!("larder_misbehaved_total", "hop" => hop.kind()).increment(1);
@@ -450,6 +460,11 @@ impl Engine {
 
     pub(super) fn machine(&self) -> MutexGuard<'_, Worker> {
         lock(&self.machine)
+    }
+
+    /// What readers see.
+    pub(super) fn shown(&self) -> Arc<Sight> {
+        self.sight.load()
     }
 
     pub(super) fn store(&self) -> &WorkerStore {

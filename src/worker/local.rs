@@ -24,7 +24,7 @@ impl Node {
     /// What this worker thinks of itself.
     pub(super) fn status_json(&self) -> serde_json::Value {
         let engine = self.engine();
-        let (mark, rollback, reads, sources, lease) = {
+        let (mark, rollback, reads, sources, lease, brought_by) = {
             let machine = engine.machine();
             let now = clock::now();
             let sources = machine.sources(now);
@@ -33,7 +33,8 @@ impl Node {
                 false => json!("off"),
             };
             let (mark, rollback) = (machine.mark(), machine.rollback());
-            (mark, rollback, machine.reads(), sources, lease)
+            let (reads, brought_by) = (machine.reads(), machine.brought_by());
+            (mark, rollback, reads, sources, lease, brought_by)
         };
         let links = engine.coordinator_links();
         let up = links
@@ -58,6 +59,7 @@ impl Node {
             "high_water": mark.map(|mark| mark.rev),
             "quarantined": rollback.map(|(known, got)| json!({ "known": known, "got": got })),
             "lease": lease,
+            "catalog_from": brought_by.map(|hop| hop.to_string()),
             "freshness": match self.default_freshness() {
                 Freshness::Bounded(bound) if bound.subsec_millis() == 0 => {
                     format!("bounded:{}s", bound.as_secs())

@@ -1,16 +1,25 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 
 use super::Node;
-use crate::net::{Peer, Reply, Service, SessionKey};
+use crate::net::{Gone, Peer, Reply, Service, SessionKey};
 use crate::proto::code::{Code, Refusal};
-use crate::proto::wire::{Blob, HeadBytes, ProofBytes, Request, Response, Status};
+use crate::proto::limit::{MAX_CATALOGS_GIVEN, RECORDS_PER_PART};
+use crate::proto::wire::{
+    Blob, GetCatalog, GetDelta, HeadBytes, ProofBytes, Request, Response, Status,
+};
 use crate::proto::worker::Local;
 use crate::spec::SpecHash;
 
-/// What a worker gives to others: bytes by hash, and nothing that needs truth.
-pub(super) struct Serving(pub(super) Arc<Node>);
+/// What a worker gives to others: bytes by hash and its catalog, which prove themselves, and
+/// nothing that needs truth.
+pub(super) struct Serving {
+    node: Arc<Node>,
+    /// Whole catalogs that may be under way.
+    catalogs: Semaphore,
+}
 
 impl Service for Serving {
     fn catalog(&self, _: &SessionKey) -> Option<(HeadBytes, ProofBytes)> {
@@ -21,12 +30,14 @@ impl Service for Serving {
         // A reader that is gone has nothing to be told.
         let _ = match request {
             Request::GetBlob(get) => self.give(get.hash, reply).await,
+            Request::GetDelta(get) => self.give_delta(&get, reply).await,
+            Request::GetCatalog(get) => self.give_catalog(&get, reply).await,
             Request::GetStatus => {
-                let json = self.0.status_json().to_string();
+                let json = self.node.status_json().to_string();
                 reply.send(&Response::Status(Status { json })).await
             }
             _ => {
-                let message = "a worker holds no catalog; ask the coordinator";
+                let message = "a worker does not say what is current; ask the coordinator";
                 reply.refuse(&Refusal::new(Code::NoCatalog, message)).await
             }
         };
@@ -34,8 +45,40 @@ impl Service for Serving {
 }
 
 impl Serving {
-    async fn give(&self, hash: SpecHash, reply: &mut Reply) -> Result<(), crate::net::Gone> {
-        let refusal = match self.0.engine().look(hash).await {
+    pub(super) fn new(node: Arc<Node>) -> Self {
+        Self {
+            node,
+            catalogs: Semaphore::new(MAX_CATALOGS_GIVEN),
+        }
+    }
+
+    async fn give_delta(&self, get: &GetDelta, reply: &mut Reply) -> Result<(), Gone> {
+        match self.node.engine().shown().delta(get) {
+            Ok(delta) => reply.send(&Response::Delta(delta)).await,
+            Err(refusal) => reply.refuse(&refusal).await,
+        }
+    }
+
+    async fn give_catalog(&self, get: &GetCatalog, reply: &mut Reply) -> Result<(), Gone> {
+        let Ok(_permit) = self.catalogs.try_acquire() else {
+            let message = "this worker gives its catalog to others already";
+            return reply.refuse(&Refusal::new(Code::Busy, message)).await;
+        };
+        let diff = match self.node.engine().shown().catalog(get) {
+            Ok(diff) => diff,
+            Err(refusal) => return reply.refuse(&refusal).await,
+        };
+        metrics::counter!("larder_catalogs_given_total").increment(1);
+        let (head, parts) = diff.frames(RECORDS_PER_PART);
+        reply.send(&Response::CatalogHead(head)).await?;
+        for part in parts {
+            reply.send(&Response::CatalogPart(part)).await?;
+        }
+        Ok(())
+    }
+
+    async fn give(&self, hash: SpecHash, reply: &mut Reply) -> Result<(), Gone> {
+        let refusal = match self.node.engine().look(hash).await {
             Local::Found(spec) => {
                 let len = spec.len();
                 metrics::counter!("larder_blobs_given_total").increment(1);

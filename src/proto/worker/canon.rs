@@ -46,7 +46,7 @@ impl Worker {
             canon.call(id.0);
             match call {
                 Call::Watch => canon.u64(1),
-                Call::Update => canon.u64(2),
+                Call::Update(_) => canon.u64(2),
                 Call::Renew(call) => {
                     canon.u64(3).u64(self.session.nonce - call.nonce);
                     canon.option(self.session.sent.get(&call.nonce), |canon, sent| {

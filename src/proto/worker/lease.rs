@@ -9,30 +9,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::answer::HopFailure;
-use crate::catalog::{CatalogId, Epoch, HeadVerifier, Revision};
+use crate::catalog::{Epoch, HeadVerifier, Revision};
 use crate::proto::Time;
-use crate::proto::code::Code;
 use crate::proto::limit::{DEFAULT_LEASE, MAX_NONCES, MAX_PREFETCH, RENEWALS_PER_LEASE};
 use crate::proto::mutant::mutant;
-use crate::proto::replica::{Replica, ReplicaError};
-use crate::proto::wire::{
-    CatalogDiff, Delta, GetCatalog, GetDelta, Grant, Hint, Marks, PrepAck, Prepare, Renew,
-    SessionId,
-};
+use crate::proto::replica::Replica;
+use crate::proto::wire::{Delta, Grant, Hint, Marks, PrepAck, Prepare, Renew, SessionId};
 use crate::proto::worker::sight::{MarkSet, Sight, usable};
 use crate::proto::worker::{
     Basis, Call, CallId, Event, Keep, Mark, Output, Prefetch, Source, Timer, Worker,
 };
 
 /// After a session failed it is tried again this soon; the link has its own backoff.
-const RETRY: Duration = Duration::from_millis(500);
-
-/// A replica that is behind is given this long for the release that is on its way.
-const CATCH_UP_AFTER: Duration = Duration::from_millis(20);
-
-/// How long a delta or a whole catalog may take: 100,000 names at 1 Mbit/s. What comes more slowly
-/// than the floor of the transport ends before.
-const UPDATE_TIMEOUT: Duration = Duration::from_secs(120);
+pub(super) const RETRY: Duration = Duration::from_millis(500);
 
 /// The worker's session with the coordinator.
 #[derive(Debug, Clone)]
@@ -61,7 +50,15 @@ pub(super) struct Session {
     /// The newest request whose answer named a revision that the replica has not reached.
     pub(super) anchor_wait: Option<(Time, Revision)>,
     pub(super) update: Option<CallId>,
-    /// A delta does not help: only the whole catalog does.
+    /// Whom this round of questions for an update has asked.
+    pub(super) round: Vec<Source>,
+    /// When a peer was last asked whether it has something newer,
+    pub(super) polled_at: Option<Time>,
+    /// and which ones were, since all of them had their turn.
+    pub(super) polled: Vec<Source>,
+    /// Who brought the replica's newest revision.
+    pub(super) brought_by: Option<Source>,
+    /// A delta of the coordinator does not help: only the whole catalog does.
     pub(super) whole: bool,
     /// The catalog of another epoch, whose buckets may still be right.
     pub(super) base: Option<Arc<Replica>>,
@@ -101,12 +98,16 @@ impl Session {
             acked: None,
             anchor_wait: None,
             update: None,
+            round: Vec::new(),
+            polled_at: None,
+            polled: Vec::new(),
+            brought_by: None,
             whole: false,
             base: base.map(Arc::new),
         }
     }
 
-    fn interval(&self) -> Duration {
+    pub(super) fn interval(&self) -> Duration {
         self.lease / RENEWALS_PER_LEASE
     }
 
@@ -132,12 +133,13 @@ impl Worker {
         if self.session.left {
             return;
         }
-        let coordinator = match self.session.coordinator {
-            Some(coordinator) => coordinator,
-            None => match self.sources.next_coordinator(&[]) {
-                Some(coordinator) => coordinator,
-                None => return,
-            },
+        self.poll(now);
+        let known = self.session.coordinator;
+        let Some(coordinator) = known.or_else(|| self.sources.next_coordinator(&[])) else {
+            if self.sources.peers() > 0 {
+                self.arm_renewal(now + self.session.interval());
+            }
+            return;
         };
         self.session.coordinator = Some(coordinator);
         if self.session.watch.is_none() {
@@ -289,7 +291,9 @@ impl Worker {
             self.session_failed(now);
             return self.show();
         }
-        self.session.failures = 0;
+        if std::mem::take(&mut self.session.failures) > 0 {
+            self.end_peers_update();
+        }
         if call.watching && !grant.watching {
             // The coordinator has lost the watch, which costs the lease: it is opened anew.
             self.end_watch();
@@ -321,7 +325,6 @@ impl Worker {
         {
             return false;
         }
-        let before = if mutant!(X32) { self.mark } else { before };
         if let Some(before) = before
             && (state.epoch, state.rev) < (before.epoch, before.rev)
             && self.mark.is_none_or(|mark| before.epoch == mark.epoch)
@@ -486,26 +489,25 @@ impl Worker {
             return self.plan_update(now);
         };
         match replica.apply(delta, &*self.session.verifier.0) {
-            Ok(Some(next)) => self.adopt(next, Some(&replica), now),
+            Ok(Some(next)) => self.adopt(next, Some(&replica), None, now),
             Ok(None) => {}
-            Err(error) => self.bad_catalog(&error),
+            Err(error) => {
+                let coordinator = self.session.coordinator.unwrap_or_default();
+                self.bad_catalog(&error, Source::Coordinator(coordinator), now);
+            }
         }
         self.plan_update(now);
     }
 
-    fn bad_catalog(&mut self, error: &ReplicaError) {
-        if let ReplicaError::Fork(rev) = error {
-            return self.quarantine(*rev, *rev);
-        }
-        let coordinator = self.session.coordinator.unwrap_or_default();
-        let hop = self.sources.hop(Source::Coordinator(coordinator));
-        let what = format!("sent a catalog that is refused: {error}");
-        self.out.push(Output::Misbehaved { hop, what });
-        self.session.whole = true;
-    }
-
-    /// The replica is this from now on; `before` is what it follows step by step.
-    fn adopt(&mut self, next: Replica, before: Option<&Replica>, now: Time) {
+    /// The replica is this from now on; `before` is what it follows step by step, `source` who was
+    /// asked for it.
+    pub(super) fn adopt(
+        &mut self,
+        next: Replica,
+        before: Option<&Replica>,
+        source: Option<Source>,
+        now: Time,
+    ) {
         let newer = self.sight.replica.as_ref().is_none_or(|held| {
             (next.epoch(), next.rev()) > (held.epoch(), held.rev()) || mutant!(M16)
         });
@@ -533,11 +535,25 @@ impl Worker {
             rev,
         });
         self.sight.replica = Some(next);
+        self.note_source(source, rev, now);
         let mut marks = MarkSet::clone(&self.sight.marks);
         marks.clear_to(rev);
         self.sight.marks = Arc::new(marks);
         self.settle_anchor(now);
         self.dirty = true;
+    }
+
+    fn note_source(&mut self, source: Option<Source>, rev: Revision, now: Time) {
+        let session = self.session.coordinator.map(Source::Coordinator);
+        self.session.brought_by = source.or(session);
+        if let Some(source) = source {
+            let hop = self.sources.hop(source);
+            self.out.push(Output::Brought { hop, rev });
+        }
+        if mutant!(D2) && matches!(source, Some(Source::Peer(_))) {
+            let until = now + usable(self.session.lease);
+            self.sight.lease_until = self.sight.lease_until.max(Some(until));
+        }
     }
 
     /// A request that was sent at `sent` was answered with `rev`.
@@ -567,165 +583,6 @@ impl Worker {
                 self.dirty = true;
             }
         }
-    }
-
-    fn is_behind(&self) -> bool {
-        match (&self.sight.replica, self.mark) {
-            (None, mark) => mark.is_some(),
-            (Some(replica), Some(mark)) => {
-                (replica.epoch(), replica.rev()) < (mark.epoch, mark.rev)
-            }
-            (Some(_), None) => false,
-        }
-    }
-
-    pub(super) fn plan_update(&mut self, now: Time) {
-        let useless = self.session.left || self.rollback.is_some();
-        if useless || self.session.update.is_some() || !self.is_behind() {
-            return;
-        }
-        let at = match self.sight.replica {
-            Some(_) => now + CATCH_UP_AFTER,
-            None => now,
-        };
-        if self.update_at.is_none_or(|planned| at < planned) {
-            if let Some(planned) = self.update_at.replace(at) {
-                self.timers.remove(&(planned, Timer::Update));
-            }
-            self.timers.insert((at, Timer::Update));
-        }
-    }
-
-    /// Asks for what the replica lacks, unless it has come meanwhile.
-    pub(super) fn update_due(&mut self, now: Time) {
-        self.update_at = None;
-        if self.rollback.is_some() || self.session.update.is_some() || !self.is_behind() {
-            return;
-        }
-        let Some(coordinator) = self
-            .session
-            .coordinator
-            .or_else(|| self.sources.next_coordinator(&[]))
-        else {
-            return;
-        };
-        let call = self.new_call(Call::Update);
-        self.session.update = Some(call);
-        self.timers
-            .insert((now + UPDATE_TIMEOUT, Timer::UpdateLate(call)));
-        let held = self.sight.replica.clone().filter(|_| !self.session.whole);
-        match held {
-            Some(replica) => self.out.push(Output::GetDelta {
-                call,
-                coordinator,
-                request: GetDelta {
-                    epoch: replica.epoch(),
-                    from: replica.rev(),
-                },
-            }),
-            None => {
-                let base = self.sight.replica.as_ref().or(self.session.base.as_ref());
-                let have = base
-                    .map(|base| base.records().digests())
-                    .unwrap_or_default();
-                let request = GetCatalog { have };
-                self.out.push(Output::GetCatalog {
-                    call,
-                    coordinator,
-                    request,
-                });
-            }
-        }
-    }
-
-    pub(super) fn update_late(&mut self, call: CallId, now: Time) {
-        if self.session.update == Some(call) {
-            self.out.push(Output::Cancel(call));
-            self.end_update(call, now, false);
-        }
-    }
-
-    fn end_update(&mut self, call: CallId, now: Time, done: bool) {
-        self.calls.remove(&call);
-        self.session.update = None;
-        if done {
-            self.plan_update(now);
-        } else {
-            let at = now + RETRY;
-            self.update_at = Some(at);
-            self.timers.insert((at, Timer::Update));
-        }
-    }
-
-    pub(super) fn update_event(&mut self, id: CallId, event: Event, now: Time) {
-        if self.session.update != Some(id) {
-            self.calls.remove(&id);
-            return;
-        }
-        match event {
-            Event::Delta(delta) => {
-                self.updated_by_delta(&delta, now);
-                self.end_update(id, now, true);
-            }
-            Event::Catalog(diff) => {
-                let done = self.replaced_by(diff, now);
-                self.end_update(id, now, done);
-            }
-            Event::Refused(refusal) if refusal.code == Code::Compacted => {
-                // Compacted, or another epoch: only the whole catalog helps.
-                let again = !std::mem::replace(&mut self.session.whole, true);
-                self.end_update(id, now, again);
-            }
-            _ => self.end_update(id, now, false),
-        }
-        self.show();
-    }
-
-    fn updated_by_delta(&mut self, delta: &Delta, now: Time) {
-        let Some(replica) = self.sight.replica.clone() else {
-            return;
-        };
-        match replica.apply(delta, &*self.session.verifier.0) {
-            Ok(Some(next)) => self.adopt(next, Some(&replica), now),
-            Ok(None) => self.session.whole = true,
-            Err(error) => self.bad_catalog(&error),
-        }
-    }
-
-    fn replaced_by(&mut self, diff: CatalogDiff, now: Time) -> bool {
-        let base = self
-            .sight
-            .replica
-            .clone()
-            .or_else(|| self.session.base.clone());
-        match Replica::replace(base.as_deref(), diff, &*self.session.verifier.0) {
-            Ok(next) if self.is_of_catalog(next.head().catalog) => {
-                let forked = self
-                    .sight
-                    .replica
-                    .as_ref()
-                    .is_some_and(|held| held.contradicts(next.verified()));
-                if forked && !mutant!(X17) {
-                    self.quarantine(next.rev(), next.rev());
-                    return true;
-                }
-                let before = self.shown_rev();
-                self.adopt(next, None, now);
-                // Of no use: another address may have a newer one.
-                !self.is_behind() || self.shown_rev() > before
-            }
-            Ok(_) => false,
-            Err(error) => {
-                // What the base gave may be what is wrong.
-                self.session.base = None;
-                self.bad_catalog(&error);
-                false
-            }
-        }
-    }
-
-    fn is_of_catalog(&self, catalog: CatalogId) -> bool {
-        self.mark.is_none_or(|mark| mark.catalog == catalog)
     }
 
     /// Whether this worker keeps a session at all.

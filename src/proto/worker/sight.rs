@@ -152,13 +152,6 @@ impl MarkSet {
 impl Sight {
     /// Whether the coordinator's promise holds at `now`.
     pub fn leased(&self, now: Time) -> bool {
-        if mutant!(D2)
-            && self
-                .anchor
-                .is_some_and(|anchor| now.since(anchor) < Duration::from_secs(6))
-        {
-            return true;
-        }
         self.lease_until.is_some_and(|until| now < until)
     }
 

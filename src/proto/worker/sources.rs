@@ -6,7 +6,8 @@ use serde::Serialize;
 use crate::answer::Hop;
 use crate::proto::Time;
 use crate::proto::limit::{
-    HEDGE_DEFAULT, HEDGE_MAX, HEDGE_MIN, LIAR_BAN, MAX_PEERS_PER_FETCH, UNREACHABLE_PENALTY,
+    HEDGE_DEFAULT, HEDGE_MAX, HEDGE_MIN, LIAR_BAN, MAX_PEERS_PER_FETCH, MAX_PEERS_PER_ROUND,
+    UNREACHABLE_PENALTY,
 };
 use crate::proto::worker::Config;
 
@@ -17,7 +18,7 @@ const REMEMBERED: usize = 32;
 /// Fewer answers than this say nothing about a p95.
 const ENOUGH: usize = 8;
 
-/// Who can be asked for bytes.
+/// Who can be asked for bytes or for the catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     /// Index into [`Config::coordinators`].
@@ -139,6 +140,40 @@ impl Sources {
                     self.rank(source),
                 )
             })
+    }
+
+    /// Whom to ask for the catalog next: this coordinator unless it could not be reached lately,
+    /// then peers, those that were not `polled` lately and the best first.
+    pub(super) fn next_of_round(
+        &self,
+        coordinator: Option<usize>,
+        round: &[Source],
+        polled: &[Source],
+        now: Time,
+    ) -> Option<Source> {
+        let is_peer = |source: &Source| matches!(source, Source::Peer(_));
+        let asked_peers = round.iter().filter(|source| is_peer(source)).count();
+        let peers = (0..self.peers.len())
+            .map(Source::Peer)
+            .filter(|_| asked_peers < MAX_PEERS_PER_ROUND);
+        let coordinator = coordinator.map(Source::Coordinator);
+        coordinator
+            .into_iter()
+            .chain(peers)
+            .filter(|source| !round.contains(source))
+            .filter(|&source| self.seen(source).banned_until <= now)
+            .min_by_key(|source| {
+                let seen = self.seen(*source);
+                let penalised = seen.penalty_until > now;
+                let turn_is_over = polled.contains(source);
+                let best = (seen.in_a_row, seen.usual(), self.rank(*source));
+                (penalised, is_peer(source), turn_is_over, best)
+            })
+    }
+
+    /// Peers that are known.
+    pub(super) fn peers(&self) -> usize {
+        self.peers.len()
     }
 
     fn rank(&self, source: Source) -> usize {

@@ -1,7 +1,8 @@
 //! What a worker makes of grants and pushes.
 
 use super::*;
-use crate::catalog::{Catalog, Head, HeadHash, HeadSigner, SignedHead};
+use crate::catalog::{Catalog, CatalogId, Head, HeadHash, HeadSigner, SignedHead};
+use crate::proto::wire::CatalogDiff;
 use crate::proto::worker::{Config, Input, Look, Restored};
 use crate::spec::SpecName;
 
