@@ -110,8 +110,7 @@ pub fn meant_for(mutant: Mutant) -> Option<&'static str> {
         | Mutant::M07
         | Mutant::M12
         | Mutant::M17
-        | Mutant::D1
-        | Mutant::D2 => "publish against a leased read",
+        | Mutant::D1 => "publish against a leased read",
         Mutant::M03 | Mutant::M15 | Mutant::X10 => "coordinator crash at each step",
         Mutant::M08 => "an old grant reaches a new process",
         Mutant::X23 => "worker restart between ack and release",

@@ -41,7 +41,7 @@ use crate::proto::Time;
 use crate::proto::worker::Event;
 use crate::sim::history::{PublishId, RunId};
 use crate::sim::random::Random;
-use crate::spec::{Spec, SpecHash, SpecName};
+use crate::spec::{Spec, SpecName};
 
 /// After the last fault: idle timeouts of ten seconds, and some renewals.
 const QUIET: Duration = Duration::from_secs(30);
@@ -98,11 +98,11 @@ enum Step {
         worker: usize,
         event: Event,
     },
-    /// A request for bytes reaches a peer.
+    /// A request reaches a peer.
     Peer {
         from: Caller,
         peer: usize,
-        hash: SpecHash,
+        ask: Ask,
     },
     /// Something comes over a stream.
     Push(u64),
@@ -238,7 +238,7 @@ impl World {
                 own,
             } => self.events_arrive(to, events, sent, own),
             Step::Ghost { worker, event } => self.ghost_arrives(worker, event),
-            Step::Peer { from, peer, hash } => self.peer_asked(from, peer, hash),
+            Step::Peer { from, peer, ask } => self.peer_asked(from, peer, &ask),
             Step::Push(stream) => self.push_arrives(stream),
             Step::Unwatch(stream) => self.stream_gone(stream),
             Step::NodeWakes(worker) => self.node_wakes(worker),

@@ -47,7 +47,7 @@ fn way(mutant: Mutant) -> Way {
         Mutant::M17 => World("calm"),
         Mutant::M18 => World("leases"),
         Mutant::D1 => World("calm"),
-        Mutant::D2 => World("suspend"),
+        Mutant::D2 => World("neighbours"),
         Mutant::X01 => Rule("a lease is compared with the time after it was loaded"),
         Mutant::X02 => World("calm"),
         Mutant::X03 => World("liars"),
@@ -75,7 +75,7 @@ fn way(mutant: Mutant) -> Way {
         Mutant::X29 => World("slow"),
         Mutant::X30 => World("leave"),
         Mutant::X31 => World("keys"),
-        Mutant::X32 => World("slow"),
+        Mutant::X32 => World("neighbours"),
     }
 }
 

@@ -21,6 +21,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("leases", leases),
     ("far behind", far_behind),
     ("liars", liars),
+    ("neighbours", neighbours),
     ("keys", keys),
     ("retention", retention),
     ("rich", rich),
@@ -190,6 +191,27 @@ fn liars(seed: u64) -> Plan {
             rot: ms(50),
             partition: ms(500),
             worker: ms(1_500),
+            ..Faults::default()
+        },
+        ..Plan::small(seed)
+    }
+}
+
+/// Workers that are cut off learn from each other, and from some that show what is old or wrong.
+fn neighbours(seed: u64) -> Plan {
+    Plan {
+        kind: "neighbours",
+        workers: 5,
+        names: 2,
+        peers: true,
+        liars: 40,
+        delay: (ms(0), ms(30)),
+        rich: true,
+        faults: Faults {
+            partition: ms(150),
+            stream: ms(500),
+            worker: ms(1_500),
+            coordinator: ms(4_000),
             ..Faults::default()
         },
         ..Plan::small(seed)

@@ -13,10 +13,11 @@ use super::readers::Open;
 use super::site::Signed;
 use super::{Step, World};
 use crate::answer::Hop;
+use crate::catalog::{CatalogId, Head, HeadSigner};
 use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
 use crate::proto::replica::Replica;
-use crate::proto::wire::SessionId;
+use crate::proto::wire::{HeadBytes, SessionId};
 use crate::proto::worker::{
     CallId, Config, Event, HeldRecord, Input, Keep, Local, Mark, Output, Prefetch, Restored, Sight,
     SightCell, Source, Ticket, Worker,
@@ -26,6 +27,9 @@ use crate::sim::random::Random;
 use crate::spec::{SpecHash, SpecName};
 use crate::store::blobs::{self, Loaded};
 use crate::store::memory::MemoryStore;
+
+/// What a liar shows for news is renewed once in so many times that its readers see something new.
+const PAST_EVERY: u64 = 40;
 
 /// A worker.
 pub(super) struct Node {
@@ -47,6 +51,9 @@ pub(super) struct Node {
     pub(super) renewing: Option<CallId>,
     liar: bool,
     peers: Vec<usize>,
+    /// What its readers once saw, for a liar to show.
+    past: Arc<Sight>,
+    shown: u64,
 }
 
 /// Which way packets pass between a worker and the coordinator.
@@ -116,6 +123,8 @@ impl Node {
             renewing: None,
             liar: random.percent(plan.liars),
             peers,
+            past: Arc::default(),
+            shown: 0,
         }
     }
 
@@ -159,7 +168,13 @@ impl Node {
             Output::Use(name) => {
                 self.kept.used.insert(name.clone());
             }
-            Output::Show(sight) => self.cell.store(Arc::clone(sight)),
+            Output::Show(sight) => {
+                self.shown += 1;
+                if self.shown.is_multiple_of(PAST_EVERY) {
+                    self.past = self.cell.load();
+                }
+                self.cell.store(Arc::clone(sight));
+            }
             _ => return false,
         }
         true
@@ -216,26 +231,22 @@ impl World {
             }
             Output::PrepAck { ack, .. } => self.send(caller(None), Ask::Ack(ack)),
             Output::Leave { sid, .. } => self.send(caller(None), Ask::Leave(sid)),
-            Output::GetDelta { call, request, .. } => {
-                self.send(caller(Some(call)), Ask::Delta(request));
-            }
-            Output::GetCatalog { call, request, .. } => {
-                self.send(caller(Some(call)), Ask::Catalog(request));
-            }
+            Output::GetDelta {
+                call,
+                source,
+                request,
+            } => self.ask_source(caller(Some(call)), source, Ask::Delta(request)),
+            Output::GetCatalog {
+                call,
+                source,
+                request,
+            } => self.ask_source(caller(Some(call)), source, Ask::Catalog(request)),
             Output::Resolve { call, request, .. } => {
                 self.send(caller(Some(call)), Ask::Resolve(request));
             }
             Output::Fetch {
                 call, source, hash, ..
-            } => match source {
-                Source::Coordinator(_) => self.send(caller(Some(call)), Ask::Blob(hash)),
-                Source::Peer(index) => {
-                    let peer = self.nodes[worker].peers[index];
-                    let from = caller(Some(call));
-                    let pause = self.travel();
-                    self.later(pause, Step::Peer { from, peer, hash });
-                }
-            },
+            } => self.ask_source(caller(Some(call)), source, Ask::Blob(hash)),
             Output::Cancel(call) => self.send(caller(None), Ask::Unwatch(call)),
             Output::Done { ticket, result } => self.read_done(worker, ticket, result),
             Output::Misbehaved { hop, what } => {
@@ -245,6 +256,17 @@ impl World {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn ask_source(&mut self, from: Caller, source: Source, ask: Ask) {
+        match source {
+            Source::Coordinator(_) => self.send(from, ask),
+            Source::Peer(index) => {
+                let peer = self.nodes[from.worker].peers[index];
+                let pause = self.travel();
+                self.later(pause, Step::Peer { from, peer, ask });
+            }
         }
     }
 
@@ -385,8 +407,8 @@ impl World {
         }
     }
 
-    /// A peer is asked for bytes, and gives them, or what it likes.
-    pub(super) fn peer_asked(&mut self, from: Caller, peer: usize, hash: SpecHash) {
+    /// A peer is asked, and gives what it has, or what it likes.
+    pub(super) fn peer_asked(&mut self, from: Caller, peer: usize, ask: &Ask) {
         let node = &self.nodes[peer];
         if node.machine.is_none() || node.asleep(self.now).is_some() {
             let pause = self
@@ -394,11 +416,15 @@ impl World {
                 .span((Duration::from_millis(5), Duration::from_secs(3)));
             return self.fails(from, pause, true);
         }
+        let lies = node.liar && !self.quiet && self.random.percent(70);
+        let Ask::Blob(hash) = *ask else {
+            return self.catalog_asked(from, peer, ask, lies);
+        };
+        let node = &self.nodes[peer];
         let found = match node.load(hash, None) {
             Local::Found(spec) => Some(spec.into_bytes()),
             _ => None,
         };
-        let lies = node.liar && !self.quiet && self.random.percent(70);
         let event = match found {
             _ if lies => self.lie(found),
             Some(bytes) => Some(Event::Body(bytes)),
@@ -407,6 +433,61 @@ impl World {
         if let Some(event) = event {
             self.reply(from, vec![event]);
         }
+    }
+
+    /// A peer is asked for its catalog, or for the end of it.
+    fn catalog_asked(&mut self, from: Caller, peer: usize, ask: &Ask, lies: bool) {
+        let node = &self.nodes[peer];
+        let way = if lies { self.random.below(7) } else { u64::MAX };
+        let sight = match way {
+            // Old, and right otherwise.
+            0 | 1 => Arc::clone(&node.past),
+            _ => node.cell.load(),
+        };
+        let answer = match ask {
+            Ask::Delta(get) => sight.delta(get).map(Event::Delta),
+            Ask::Catalog(get) => sight.catalog(get).map(Event::Catalog),
+            _ => return,
+        };
+        let mut event = answer.unwrap_or_else(Event::Refused);
+        match (way, &mut event) {
+            (2, _) => {
+                // Silence, until the asker gives it up.
+                let span = (Duration::from_millis(250), Duration::from_secs(3));
+                let pause = self.random.span(span);
+                return self.fails(from, pause, true);
+            }
+            (3, Event::Delta(delta)) => {
+                delta.steps.pop();
+            }
+            (4, Event::Delta(delta)) => {
+                for change in delta.steps.iter_mut().flat_map(|step| &mut step.changes) {
+                    change.len ^= 1;
+                }
+            }
+            (5, Event::Delta(delta)) => {
+                for step in &mut delta.steps {
+                    step.head = foreign(&step.head);
+                }
+            }
+            (6, Event::Delta(delta)) => {
+                for step in &mut delta.steps {
+                    step.head = unsigned(&step.head);
+                }
+            }
+            (3, Event::Catalog(diff)) => {
+                diff.records.pop();
+            }
+            (4, Event::Catalog(diff)) => {
+                if let Some(record) = diff.records.last_mut() {
+                    record.version.rev = record.version.rev.next();
+                }
+            }
+            (5, Event::Catalog(diff)) => diff.head = foreign(&diff.head),
+            (6, Event::Catalog(diff)) => diff.head = unsigned(&diff.head),
+            _ => {}
+        }
+        self.reply(from, vec![event]);
     }
 
     /// Wrong bytes, too few, too many, another definition, or nothing at all.
@@ -429,6 +510,39 @@ impl World {
             _ => return Some(Event::Refused(Refusal::new(Code::NotFound, "not here"))),
         }
         Some(Event::Body(bytes.into()))
+    }
+}
+
+/// The same head for another catalog, rightly signed.
+fn foreign(head: &HeadBytes) -> HeadBytes {
+    let catalog = CatalogId::from_bytes([9; 16]);
+    signed_anew(head, &Signed, |head| head.catalog = catalog)
+}
+
+/// The same head, signed by somebody.
+fn unsigned(head: &HeadBytes) -> HeadBytes {
+    signed_anew(head, &Nobody, |_| {})
+}
+
+fn signed_anew(
+    head: &HeadBytes,
+    signer: &dyn HeadSigner,
+    change: impl FnOnce(&mut Head),
+) -> HeadBytes {
+    let claimed = head.signed().ok().and_then(|head| head.claimed().ok());
+    let Some(mut claimed) = claimed else {
+        return head.clone();
+    };
+    change(&mut claimed);
+    (&claimed.sign(signer)).into()
+}
+
+/// Holds no key.
+struct Nobody;
+
+impl HeadSigner for Nobody {
+    fn sign(&self, _: &[u8]) -> [u8; 64] {
+        [0; 64]
     }
 }
 

@@ -291,6 +291,7 @@ impl World {
                 let (from, request) = (place.to(call), Arc::new(request));
                 self.send(Packet::GetCatalog { from, request });
             }
+            Output::Brought { .. } => {}
             Output::Cancel(call) => self.cancelled(worker, call),
             Output::Done { ticket, result } => return self.done(ticket, result),
             Output::Misbehaved { what, .. } => {
