@@ -510,3 +510,52 @@ fn throw_garbage(target: SocketAddr, over: &AtomicBool) {
         thread::yield_now();
     }
 }
+
+/// What `node` says of itself, once that satisfies `enough`.
+fn status_when(site: &Site, node: &Daemon, enough: impl Fn(&Value) -> bool) -> Value {
+    loop {
+        let status = site.run(&["status", "--json", "--socket", node.socket()]);
+        let status = status.json();
+        if enough(&status) {
+            return status;
+        }
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_worker_that_starts_without_a_coordinator_gets_the_catalog_of_a_neighbour() {
+    let site = Site::new();
+    let (coordinator, honest) = published(&site);
+    let held = |status: &Value| status["lease"]["revision"] == 1;
+    let status = status_when(&site, &honest, held);
+    let catalog = status["catalog"].as_str().expect("a catalog").to_owned();
+    let gone = coordinator.addr().to_owned();
+    coordinator.stop();
+
+    let worker = site.worker_of("late", &gone, &["--peer", honest.addr()]);
+    let status = status_when(&site, &worker, held);
+    let from = format!("peer {}", honest.addr());
+    assert_eq!(status["catalog_from"], from);
+    let text = site.run(&["status", "--socket", worker.socket()]).ok();
+    assert!(text.contains(&from), "{text}");
+    worker.says(&["brought forward", honest.addr()]);
+
+    let token = format!("lr1:{catalog}:1:1");
+    for freshness in [["--at", "1"], ["--at-least", &token]] {
+        let answer = get(
+            &site,
+            &worker,
+            "daily",
+            &[&freshness[..], &["--json"]].concat(),
+        );
+        assert_eq!(answer.json()["body"], body(), "{freshness:?}");
+    }
+    let later = format!("lr1:{catalog}:1:2");
+    get(&site, &worker, "daily", &["--at-least", &later]).fails(4, &["no proof"]);
+    let hash = hash().to_string();
+    assert_eq!(get(&site, &worker, &hash, &[]).ok(), body());
+    for freshness in [&[][..], &["--verified"], &["--max-staleness", "1h"]] {
+        get(&site, &worker, "daily", freshness).fails(4, &["no proof", &gone]);
+    }
+}
