@@ -77,7 +77,7 @@ impl Line {
         };
         self.records = self
             .records
-            .apply(self.records.rev().next(), &[change.clone()]);
+            .apply(self.records.rev().next(), std::slice::from_ref(&change));
         self.seal(vec![change]);
     }
 
