@@ -382,6 +382,10 @@ impl Worker {
         if let ReplicaError::Fork(rev) = error {
             return self.quarantine(*rev, *rev);
         }
+        if let (ReplicaError::Catalog(_), Source::Peer(_)) = (error, source) {
+            // A stranger is no liar: its bytes may still be right.
+            return self.sources.failed(source, true, now);
+        }
         let hop = self.sources.hop(source);
         let what = format!("sent a catalog that is refused: {error}");
         self.out.push(Output::Misbehaved { hop, what });
