@@ -6,7 +6,8 @@
 //!   before anything is acknowledged. sled is a view of it that can be thrown away, or done
 //!   without while the disk is full.
 //! - A **worker's** store is a cache in sled that can be rebuilt from the cluster, and beside it
-//!   the [`mark`] that cannot.
+//!   the [`mark`] that cannot, the copy of the catalog in [`replica`], and the `anchor`, which
+//!   says since when that copy may be out of date.
 //!
 //! Both use sled through [`Store`], whose only implementations are [`disk::SledStore`] and, for
 //! tests, [`memory::MemoryStore`]; one conformance suite runs over both.
@@ -34,8 +35,10 @@
 //! # What a crash may lose
 //!
 //! At the coordinator nothing that was acknowledged. At a worker the last moments of the cache
-//! after a power cut, since it can ask again, and a mark that is less than a second old.
+//! after a power cut, since it can ask again, and a mark that is less than a second old. When its
+//! process alone ends it loses no mark.
 
+pub(crate) mod anchor;
 mod aside;
 pub mod blobs;
 pub mod cache;

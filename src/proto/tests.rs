@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::answer::{Answer, Freshness, GetError, Hop, Mode, Query};
+use crate::answer::{Answer, Freshness, GetError, Hop, Mode, Query, RunToken};
 use crate::catalog::{CatalogId, Entry, Epoch, HeadKey, Revision};
 use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
@@ -49,6 +49,7 @@ struct Node {
     /// Acknowledgements get lost.
     mute: bool,
     mark: Option<worker::Mark>,
+    anchor: Option<worker::Anchor>,
     replica: Option<Arc<replica::Replica>>,
     /// Requests that went out.
     sent: u64,
@@ -79,6 +80,7 @@ fn machine(sid: u128, restored: Restored) -> Worker {
 fn node(sid: u128, restored: Restored) -> Node {
     Node {
         mark: restored.mark,
+        anchor: restored.anchor,
         replica: restored.replica.clone().map(Arc::new),
         machine: machine(sid, restored),
         shown: Arc::default(),
@@ -236,6 +238,7 @@ impl Site {
                 node.disk.insert(spec.hash(), spec);
             }
             Output::Remember(mark) => node.mark = Some(mark),
+            Output::Anchor(anchor) => node.anchor = Some(anchor),
             Output::Keep(Keep::Whole(replica) | Keep::Steps { replica, .. }) => {
                 node.replica = Some(replica);
             }
@@ -337,7 +340,6 @@ impl Site {
             Output::Cancel(call) => self.streams.retain(|_, open| *open != (worker, call)),
             Output::Hold(_)
             | Output::ForgetHeld
-            | Output::Anchor(_)
             | Output::Use(_)
             | Output::Brought { .. }
             | Output::Misbehaved { .. } => {}
@@ -703,6 +705,137 @@ fn a_replica_of_an_epoch_that_is_over_hides_no_mark_after_a_restart() {
     site.pass(TICK * 50);
     assert!(site.leased(0));
     assert_eq!(site.look(0, "a"), Look::Soon, "the mark is not hidden");
+}
+
+/// What a worker leaves that had a lease on revision 1, in which `a` is "1".
+fn left_behind(site: &mut Site) -> Restored {
+    site.publish("a", Some("1"));
+    site.pass(Duration::from_secs(3));
+    let left = &site.nodes[0];
+    Restored {
+        mark: left.mark,
+        replica: left.replica.as_deref().cloned(),
+        anchor: left.anchor,
+        ..Restored::default()
+    }
+}
+
+#[test]
+fn a_bounded_read_is_answered_right_after_a_restart_when_nobody_can_be_asked() {
+    let mut site = Site::new(1);
+    let restored = left_behind(&mut site);
+    let at = restored.anchor.expect("an anchor").at;
+    let disk = std::mem::take(&mut site.nodes[0].disk);
+    site.nodes[0] = node(50, restored);
+    site.nodes[0].disk = disk;
+    site.nodes[0].disk.insert(spec("1").hash(), spec("1"));
+    site.nodes[0].cut = true;
+    site.feed(0, worker::Input::Wake);
+    let age = site.now.since(at);
+    let enough = site.read(0, "a", Freshness::Bounded(age * 2));
+    let answer = site.nodes[0].done[&enough].clone().expect("an answer");
+    assert_eq!(
+        (answer.proof.mode, answer.spec),
+        (Mode::Bounded, Some(spec("1")))
+    );
+    assert_eq!(u128::from(answer.proof.age_us), age.as_micros());
+    let younger = site.read(0, "a", Freshness::Bounded(age));
+    assert!(matches!(
+        site.nodes[0].done.get(&younger),
+        Some(Err(GetError::NoFreshnessProof { .. }))
+    ));
+}
+
+#[test]
+fn an_anchor_says_nothing_of_a_copy_that_does_not_reach_it() {
+    let mut site = Site::new(1);
+    let restored = left_behind(&mut site);
+    let anchor = restored.anchor.expect("an anchor");
+    let age = |restored: Restored| machine(50, restored).sight().age(site.now);
+    assert!(age(restored.clone()).is_some());
+    let with = |change: &dyn Fn(&mut worker::Mark)| {
+        let mut state = anchor.state;
+        change(&mut state);
+        Restored {
+            anchor: Some(worker::Anchor { state, ..anchor }),
+            ..restored.clone()
+        }
+    };
+    let next = anchor.state.rev.next();
+    assert_eq!(age(with(&|state| state.rev = next)), None, "a later state");
+    let other = CatalogId::from_bytes([8; 16]);
+    assert_eq!(age(with(&|state| state.catalog = other)), None);
+    for epoch in [0, 2].map(Epoch::new) {
+        assert_eq!(age(with(&|state| state.epoch = epoch)), None, "{epoch}");
+    }
+    let nothing = Restored {
+        replica: None,
+        ..restored.clone()
+    };
+    assert_eq!(age(nothing), None, "no copy");
+    let mark = restored.mark.map(|mark| worker::Mark {
+        epoch: Epoch::new(2),
+        ..mark
+    });
+    let over = Restored { mark, ..restored };
+    assert_eq!(age(over), None, "a copy of an epoch that is over");
+}
+
+#[test]
+fn a_copy_of_an_epoch_that_is_over_is_not_read_after_a_restart_however_high_its_revision() {
+    let mut site = Site::new(1);
+    for number in 0..20 {
+        site.publish("a", Some(&number.to_string()));
+    }
+    site.pass(Duration::from_secs(3));
+    let left = &site.nodes[0];
+    let old = left.replica.as_deref().cloned().expect("a replica");
+    let before = left.mark.expect("a mark");
+    assert_eq!(old.rev(), Revision::new(20));
+    let disk = left.disk.clone();
+    let epoch = Epoch::new(2);
+    let restored = Restored {
+        mark: Some(worker::Mark {
+            epoch,
+            rev: Revision::new(1),
+            ..before
+        }),
+        replica: Some(old),
+        anchor: left.anchor,
+        ..Restored::default()
+    };
+    site.nodes[0] = node(50, restored);
+    site.nodes[0].disk = disk;
+    site.nodes[0].disk.insert(spec("19").hash(), spec("19"));
+    site.nodes[0].cut = true;
+    site.feed(0, worker::Input::Wake);
+    assert!(site.nodes[0].shown.replica().is_none());
+    let token = RunToken {
+        catalog: before.catalog,
+        epoch: before.epoch,
+        rev: before.rev,
+    };
+    let day = Duration::from_secs(86_400);
+    for freshness in [
+        Freshness::Strict,
+        Freshness::AtLeast(token),
+        Freshness::Bounded(day),
+        Freshness::At(before.rev),
+    ] {
+        let read = site.read(0, "a", freshness);
+        assert!(
+            matches!(site.nodes[0].done.get(&read), Some(Err(_))),
+            "{freshness:?}"
+        );
+    }
+    site.go_back_to(1);
+    site.journal.push(Entry::Epoch { epoch });
+    site.start();
+    // Nobody is answered before the leases of the old epoch have ended.
+    site.pass(DEFAULT_LEASE * 2);
+    site.nodes[0].cut = false;
+    site.pass(DEFAULT_LEASE * 2);
+    assert_eq!(site.strict(0, "a"), (Some(spec("0")), Mode::Lease));
 }
 
 #[test]

@@ -15,6 +15,7 @@
 //! The machine decides; the driver carries out [`Output`]s and hands in [`Input`]s. It may load
 //! from disk at once, within the same call.
 
+mod anchor;
 #[cfg(feature = "sim")]
 mod canon;
 mod fetch;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use self::anchor::{Anchor, BootId, KeptAnchor};
 use self::fetch::Fetch;
 pub use self::held::{Held, HeldRecord};
 use self::lease::{RenewCall, Session};
@@ -98,7 +100,7 @@ pub struct Restored {
     /// Its copy of the catalog.
     pub replica: Option<Replica>,
     /// Up to when that reflects everything, on a clock that still runs.
-    pub anchor: Option<Time>,
+    pub anchor: Option<Anchor>,
     /// What names were.
     pub held: Held,
     /// Names that it had read.
@@ -232,7 +234,8 @@ pub enum Output {
     Hold(HeldRecord),
     /// Forget what names were: it belongs to another epoch or catalog.
     ForgetHeld,
-    /// Remember the newest state seen, with the next flush of the store.
+    /// Remember the newest state seen: it survives the end of the process before any later output
+    /// of the machine is carried out.
     Remember(Mark),
     /// Ask a coordinator address.
     Resolve {
@@ -266,7 +269,7 @@ pub enum Output {
         rev: Revision,
     },
     /// Remember until when the replica reflects everything, with the next flush of the store.
-    Anchor(Time),
+    Anchor(Anchor),
     /// Remember that this name was read.
     Use(SpecName),
     /// Open a stream over which the coordinator tells what is about to change.
@@ -474,6 +477,15 @@ impl Worker {
             }
             replica => (replica, None),
         };
+        // What it was named may be newer than the copy that reached the disk.
+        let reached = |anchor: &Anchor| {
+            let state = anchor.state;
+            replica.as_ref().is_some_and(|replica| {
+                let (of, epoch) = (replica.head().catalog, replica.epoch());
+                (of, epoch) == (state.catalog, state.epoch) && replica.rev() >= state.rev
+            })
+        };
+        let anchor = anchor.filter(reached).map(|anchor| anchor.at);
         let sight = Sight {
             replica: replica.map(Arc::new),
             floor: mark,

@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | `lock` | held by the process that owns the store |
 //! | `mark` | the [`mark`](super::mark), which outlives a damaged sled |
+//! | `anchor` | boot clock at which the copy of the catalog was known to be current, with the boot's id |
 //! | `cache/` | sled |
 //! | `count` | how many blobs there were, so that a start can tell how many are lost |
 //! | `cache.new/` | a copy in progress; what a crash left of it is removed at start |
@@ -36,8 +37,10 @@ use crate::spec::{Spec, SpecHash};
 use crate::store::blobs::{self, Loaded, Look, Quarantined};
 use crate::store::disk::{SledStore, io_error};
 use crate::store::file::RealDisk;
+#[cfg(test)]
+use crate::store::file::sim::SimDisk;
 use crate::store::lock::{LockError, StoreLock};
-use crate::store::mark::{HighWater, MarkError, MarkFile};
+use crate::store::mark::{self, HighWater, MarkError, MarkFile, Syncing};
 use crate::store::memory::MemoryStore;
 use crate::store::meta::{Meta, MetaError};
 use crate::store::{Batch, MAX_BATCH, Store, StoreError, Tree, aside, journal, unix_ms, vault};
@@ -85,8 +88,10 @@ pub struct WorkerStore {
     writer: Mutex<()>,
     /// Taken last and never while waiting for another.
     usage: Mutex<Usage>,
-    /// The same.
+    /// The same. Not held while the disk is waited for.
     mark: Mutex<Mark>,
+    /// Held by who makes the mark durable, and by nobody who only writes it.
+    mark_sync: Mutex<()>,
     mending: Mending,
     budget_bytes: u64,
     home: Option<Home>,
@@ -109,6 +114,8 @@ struct Home {
 enum Mark {
     Memory(Option<HighWater>),
     Disk(MarkFile<RealDisk>),
+    #[cfg(test)]
+    Simulated(MarkFile<SimDisk>),
 }
 
 /// What was found when a worker's store opened.
@@ -170,6 +177,7 @@ impl WorkerStore {
             writer: Mutex::default(),
             usage: Mutex::new(usage),
             mark: Mutex::new(Mark::Disk(mark)),
+            mark_sync: Mutex::default(),
             mending: Mending::default(),
             budget_bytes: options.budget_bytes,
             home: Some(home),
@@ -184,6 +192,7 @@ impl WorkerStore {
             writer: Mutex::default(),
             usage: Mutex::default(),
             mark: Mutex::new(Mark::Memory(None)),
+            mark_sync: Mutex::default(),
             mending: Mending::default(),
             budget_bytes,
             home: None,
@@ -309,26 +318,35 @@ impl WorkerStore {
     }
 
     /// Sets the newest state that was believed, unless that would go back. It survives the end of
-    /// the process at once, and a power cut after the next [`flush`](Self::flush).
+    /// the process when this returns, and a power cut after the next [`flush`](Self::flush). It
+    /// waits for no change, copy or flush that runs.
     ///
-    /// A new epoch or catalog first forgets what names were in the old one.
+    /// With a new epoch or catalog, what names were in the old one is forgotten by the next
+    /// [`hold`](Self::hold) or start, and not listed any more.
     ///
     /// # Errors
-    /// [`StoreError`]; the next flush tries again.
+    /// [`StoreError`]. An earlier mark is still there then; the next call, also with the same
+    /// mark, or flush tries again.
     pub fn raise_high_water(&self, mark: HighWater) -> Result<(), StoreError> {
-        let life = (mark.catalog, mark.epoch);
-        let begins = match self.high_water() {
-            None => true,
-            Some(known) => known.catalog != mark.catalog || known.epoch < mark.epoch,
-        };
-        // The mark goes first in importance: lines that stay are dropped by the next start.
-        let begun = if begins {
-            self.begin_life(life)
-        } else {
-            Ok(())
-        };
-        self.mark().raise(mark).map_err(io_error)?;
-        begun
+        self.mark().raise(mark).map_err(io_error)
+    }
+
+    /// Makes the mark survive a power cut. Marks may be raised meanwhile; what there was when this
+    /// began is durable when it returns.
+    fn sync_mark(&self) -> Result<(), StoreError> {
+        let _alone = self
+            .mark_sync
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for _copy in 0..mark::COPIES {
+            let Some(wait) = self.mark().begin_sync().map_err(io_error)? else {
+                return Ok(());
+            };
+            let synced = wait.wait();
+            self.mark().end_sync(&wait, synced.is_ok());
+            synced.map_err(io_error)?;
+        }
+        Ok(())
     }
 
     /// The key for stateless resets of this node; `fresh` random bytes become it the first time.
@@ -345,7 +363,7 @@ impl WorkerStore {
     /// # Errors
     /// [`StoreError`] when the disk fails.
     pub fn flush(&self) -> Result<(), StoreError> {
-        let marked = self.mark().sync().map_err(io_error);
+        let marked = self.sync_mark();
         self.change(|store| {
             self.write_found(store)?;
             store.flush()
@@ -359,7 +377,7 @@ impl WorkerStore {
     /// # Errors
     /// [`StoreError`] when the disk fails.
     pub fn sync(&self) -> Result<(), StoreError> {
-        let marked = self.mark().sync().map_err(io_error);
+        let marked = self.sync_mark();
         self.change(|store| {
             self.write_found(store)?;
             store.sync()
@@ -387,6 +405,22 @@ impl WorkerStore {
     /// [`StoreError`] when the disk fails.
     pub fn size_on_disk(&self) -> Result<u64, StoreError> {
         self.store().size_on_disk()
+    }
+
+    /// One in memory whose mark is on `disk`.
+    #[cfg(test)]
+    pub(crate) fn with_mark_on(budget_bytes: u64, disk: &SimDisk) -> Self {
+        let file = MarkFile::create(disk).expect("made");
+        Self {
+            mark: Mutex::new(Mark::Simulated(file)),
+            ..Self::in_memory(budget_bytes)
+        }
+    }
+
+    /// Holds up every change until it is dropped, as a copy of the whole store does.
+    #[cfg(test)]
+    pub(crate) fn hold_up(&self) -> impl Sized + '_ {
+        self.writer()
     }
 
     /// Puts other bytes in the place of a blob, as a disk may.
@@ -486,19 +520,28 @@ fn open_cache(
     mark: Option<HighWater>,
 ) -> Result<(SledStore, Usage, Option<PathBuf>), MetaError> {
     let (store, set_aside) = aside::open(dir, name, Role::Worker, cache_bytes)?;
-    let read = held::drop_if_old(&store, mark).and_then(|()| Ok(Usage::read(&store)?));
+    let life = mark.map(|mark| (mark.catalog, mark.epoch));
+    let read = held::drop_if_old(&store, life).and_then(|()| Ok(Usage::read(&store)?));
     match read {
         Err(error) if error.is_damage() => {
             // Its files must be closed before their directory gets another name.
             drop(store);
             let set_aside = aside::set_aside(dir, name, &error)?;
             let (store, _) = aside::open(dir, name, Role::Worker, cache_bytes)?;
-            if let Some(mark) = mark {
-                Meta::of(&store).set_held_of((mark.catalog, mark.epoch))?;
+            if let Some(life) = life {
+                Meta::of(&store).set_held_of(life)?;
             }
-            Ok((store, Usage::default(), Some(set_aside)))
+            let usage = Usage {
+                held_of: life,
+                ..Usage::default()
+            };
+            Ok((store, usage, Some(set_aside)))
         }
-        read => Ok((store, read?, set_aside)),
+        read => {
+            let mut usage = read?;
+            usage.held_of = life;
+            Ok((store, usage, set_aside))
+        }
     }
 }
 
@@ -507,6 +550,8 @@ impl Mark {
         match self {
             Self::Memory(mark) => *mark,
             Self::Disk(file) => file.get(),
+            #[cfg(test)]
+            Self::Simulated(file) => file.get(),
         }
     }
 
@@ -519,13 +564,44 @@ impl Mark {
                 Ok(())
             }
             Self::Disk(file) => file.raise(new),
+            #[cfg(test)]
+            Self::Simulated(file) => file.raise(new),
         }
     }
 
-    fn sync(&mut self) -> std::io::Result<()> {
+    fn begin_sync(&mut self) -> std::io::Result<Option<Waiting>> {
+        Ok(match self {
+            Self::Memory(_) => None,
+            Self::Disk(file) => file.begin_sync()?.map(Waiting::Disk),
+            #[cfg(test)]
+            Self::Simulated(file) => file.begin_sync()?.map(Waiting::Simulated),
+        })
+    }
+
+    fn end_sync(&mut self, waiting: &Waiting, synced: bool) {
+        match (self, waiting) {
+            (Self::Disk(file), Waiting::Disk(copy)) => file.end_sync(copy, synced),
+            #[cfg(test)]
+            (Self::Simulated(file), Waiting::Simulated(copy)) => file.end_sync(copy, synced),
+            // Of another place than this.
+            _ => {}
+        }
+    }
+}
+
+/// A copy of the mark on its way to the disk.
+enum Waiting {
+    Disk(Syncing<RealDisk>),
+    #[cfg(test)]
+    Simulated(Syncing<SimDisk>),
+}
+
+impl Waiting {
+    fn wait(&self) -> std::io::Result<()> {
         match self {
-            Self::Memory(_) => Ok(()),
-            Self::Disk(file) => file.sync(),
+            Self::Disk(copy) => copy.wait(),
+            #[cfg(test)]
+            Self::Simulated(copy) => copy.wait(),
         }
     }
 }

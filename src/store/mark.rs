@@ -5,7 +5,7 @@
 //! sled and outlives it:
 //!
 //! ```text
-//! file  copy, at byte 0 | zeros | copy, at byte 4096
+//! file  copy, at byte 0 | zeros | copy, at byte 4096 | zeros | copy, at 8192 | zeros | copy, at 12288
 //! copy  magic 8 | format u32 | sequence u64 | known u8
 //!       | catalog 16 | epoch u64 | revision u64 | head hash 32 | check 16
 //! ```
@@ -13,17 +13,22 @@
 //! `known` is 1, or 0 for a worker that has asked nobody yet; the rest is zero then. The check is
 //! the first 16 bytes of BLAKE3 over what stands before it.
 //!
-//! - A mark is written over the copy that is not known to be durable, so that a crash leaves one
-//!   that is whole, and survives `kill -9` at once.
-//! - [`sync`](MarkFile::sync) makes it durable and then writes the other copy too. From then on
-//!   either copy may be damaged and nothing is lost; the next start repairs it.
-//! - If both are damaged, or the file is gone while the cache is there, the worker refuses to
+//! - A mark is written in place and survives `kill -9` at once. It goes over a copy that is neither
+//!   the durable one, nor the newest, nor one that a sync waits for: so a power cut leaves a whole
+//!   copy, a write that fails costs nothing that was written before, and no write waits for the
+//!   disk. That takes four copies.
+//! - [`sync`](MarkFile::sync) makes it durable and then writes the other copies too. From then on
+//!   any copy may be damaged and nothing is lost; the next start repairs it.
+//! - If all are damaged, or the file is gone while the cache is there, the worker refuses to
 //!   start. Whoever removes the whole store decides that this worker believes the coordinator as
 //!   a new one does.
+//!
+//! Format 1 had the first two copies alone; it is read, and the start makes the others.
 //!
 //! The file never grows. It is made before sled is, and durable before it has its name.
 
 use std::io;
+use std::sync::Arc;
 
 use super::file::{Disk, DiskFile};
 use crate::catalog::{CatalogId, Epoch, HeadHash, Revision};
@@ -36,14 +41,20 @@ pub(super) const FILE: &str = "mark";
 const NEW_FILE: &str = "mark.new";
 
 /// The format of the file that this version writes and reads.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+
+/// The oldest format that it reads.
+const OLDEST_FORMAT: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"LARDERM\n";
 const CHECK_LEN: usize = 16;
 const COPY_LEN: usize = 8 + 4 + 8 + 1 + 16 + 8 + 8 + 32 + CHECK_LEN;
 
 /// Where the copies stand: in different sectors and pages, so that no write touches both.
-const COPY_AT: [u64; 2] = [0, 4_096];
+const COPY_AT: [u64; COPIES] = [0, 4_096, 8_192, 12_288];
+
+/// One that is durable, one that a sync waits for, the newest, and one to write.
+pub(super) const COPIES: usize = 4;
 
 /// The newest state that a worker has believed; an older one is never believed again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,9 +88,9 @@ pub enum MarkError {
         #[source]
         source: io::Error,
     },
-    /// Neither copy is what was written.
+    /// No copy is what was written.
     #[error(
-        "both copies of the high-water mark are damaged: this worker cannot tell any more \
+        "all copies of the high-water mark are damaged: this worker cannot tell any more \
          whether a coordinator went back"
     )]
     Damaged,
@@ -102,12 +113,36 @@ pub enum MarkError {
 /// The file, open for as long as the store.
 #[derive(Debug)]
 pub struct MarkFile<D: Disk> {
-    file: D::File,
+    file: Arc<D::File>,
     content: Content,
-    /// The copy that survives a power cut; the other one is written first.
+    /// The copy that survives a power cut.
     durable: usize,
-    /// Whether [`Self::content`] is not known to be durable in both copies.
-    behind: bool,
+    /// The copy that was written last, which holds [`Self::content`] if that is `written`.
+    newest: usize,
+    /// Whether [`Self::content`] would survive the end of the process.
+    written: bool,
+    /// The copy that a sync waits for.
+    syncing: Option<usize>,
+    /// Copies that are not known to hold [`Self::content`] durably.
+    behind: usize,
+}
+
+/// A copy on its way to the disk: who waits for it needs no hold of the file.
+#[derive(Debug)]
+pub struct Syncing<D: Disk> {
+    file: Arc<D::File>,
+    copy: usize,
+    sequence: u64,
+}
+
+impl<D: Disk> Syncing<D> {
+    /// Waits for the disk.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub fn wait(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
 }
 
 /// What a copy holds.
@@ -132,22 +167,32 @@ impl<D: Disk> MarkFile<D> {
         let Some(file) = disk.open(FILE).map_err(io_error)? else {
             return Ok(None);
         };
-        let copies = [read_copy(&file, 0)?, read_copy(&file, 1)?];
-        let newest = (0..2).max_by_key(|&at| copies[at].map(|copy| copy.sequence));
+        let mut copies = [None; COPIES];
+        for (at, copy) in copies.iter_mut().enumerate() {
+            *copy = read_copy(&file, at)?;
+        }
+        let newest = (0..COPIES).max_by_key(|&at| copies[at].map(|copy| copy.sequence));
         let Some((newest, content)) = newest.and_then(|at| Some((at, copies[at]?))) else {
             return Err(MarkError::Damaged);
         };
-        if copies.contains(&None) {
-            tracing::warn!("one of two copies of the high-water mark is damaged; it is repaired");
+        let damaged = copies.iter().filter(|copy| copy.is_none()).count();
+        if damaged > 0 {
+            tracing::warn!(
+                damaged,
+                "copies of the high-water mark are missing; they are repaired"
+            );
         }
         let mut opened = Self {
-            file,
+            file: Arc::new(file),
             content,
-            // The newest is written over itself first: either it is durable already, or the
-            // other one is, which stays as it is until then. What looks durable may be in the
-            // cache of the kernel only, and skipped by a sync since an earlier one failed.
-            durable: 1 - newest,
-            behind: true,
+            // The newest is written over itself first: either it is durable already, or another
+            // one is, which stays as it is until then. What looks durable may be in the cache of
+            // the kernel only, and skipped by a sync since an earlier one failed.
+            durable: (newest + COPIES - 1) % COPIES,
+            newest,
+            written: true,
+            syncing: None,
+            behind: COPIES,
         };
         opened.sync().map_err(|source| MarkError::Io {
             action: "repair",
@@ -180,10 +225,13 @@ impl<D: Disk> MarkFile<D> {
             source,
         })?;
         Ok(Self {
-            file,
+            file: Arc::new(file),
             content,
             durable: 0,
-            behind: false,
+            newest: 0,
+            written: true,
+            syncing: None,
+            behind: 0,
         })
     }
 
@@ -192,47 +240,100 @@ impl<D: Disk> MarkFile<D> {
         self.content.mark
     }
 
-    /// Sets the mark, unless it would go back within its catalog. It survives the end of the
-    /// process when this returns, and a power cut after the next [`sync`](Self::sync).
-    ///
-    /// # Errors
-    /// Those of the operating system; the next sync tries again.
-    pub fn raise(&mut self, mark: HighWater) -> io::Result<()> {
-        let refused = |known: HighWater| known == mark || !mark.may_replace(&known);
-        if self.content.mark.is_some_and(refused) {
-            return Ok(());
-        }
-        self.content = Content {
-            sequence: self.content.sequence.saturating_add(1),
-            mark: Some(mark),
-        };
-        self.behind = true;
-        self.write(1 - self.durable)
+    /// Whether the mark would survive the end of the process.
+    pub fn is_written(&self) -> bool {
+        self.written
     }
 
-    /// Makes the mark survive a power cut, and then damage to either copy.
+    /// Sets the mark, unless it would go back within its catalog. It survives the end of the
+    /// process when this returns, and a power cut after the next [`sync`](Self::sync). It waits
+    /// for no sync, and writes an earlier mark that is not [written](Self::is_written) again.
+    ///
+    /// # Errors
+    /// Those of the operating system. What was written before is still there, and the next call or
+    /// sync tries again.
+    pub fn raise(&mut self, mark: HighWater) -> io::Result<()> {
+        let refused = |known: HighWater| known == mark || !mark.may_replace(&known);
+        if !self.content.mark.is_some_and(refused) {
+            self.content = Content {
+                sequence: self.content.sequence.saturating_add(1),
+                mark: Some(mark),
+            };
+            self.behind = COPIES;
+            self.written = false;
+        }
+        match self.written {
+            true => Ok(()),
+            false => self.write(self.free()),
+        }
+    }
+
+    /// Makes the mark survive a power cut, and then damage to any copy.
     ///
     /// # Errors
     /// Those of the operating system; an earlier durable mark still stands, and the next sync
     /// tries again.
     pub fn sync(&mut self) -> io::Result<()> {
-        if !self.behind {
-            return Ok(());
+        while let Some(syncing) = self.begin_sync()? {
+            let synced = syncing.wait();
+            self.end_sync(&syncing, synced.is_ok());
+            synced?;
         }
-        for _copy in COPY_AT {
-            // Written again: the kernel drops what it could not write, and calls it clean.
-            let other = 1 - self.durable;
-            self.write(other)?;
-            self.file.sync_data()?;
-            self.durable = other;
-        }
-        self.behind = false;
         Ok(())
     }
 
-    fn write(&self, copy: usize) -> io::Result<()> {
+    /// Writes the next copy that must become durable; `None` if all are. Whoever wants it calls
+    /// [`Syncing::wait`], during which marks may be raised, and then [`end_sync`](Self::end_sync);
+    /// one at a time. When it has been done once for each copy, the mark of the first call is durable
+    /// however many came since.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub fn begin_sync(&mut self) -> io::Result<Option<Syncing<D>>> {
+        if self.behind == 0 {
+            return Ok(None);
+        }
+        let copy = match self.newest {
+            _ if !self.written => self.free(),
+            newest if newest == self.durable => (newest + 1) % COPIES,
+            // Written again: the kernel drops what it could not write, and calls it clean.
+            newest => newest,
+        };
+        self.write(copy)?;
+        self.syncing = Some(copy);
+        Ok(Some(Syncing {
+            file: Arc::clone(&self.file),
+            copy,
+            sequence: self.content.sequence,
+        }))
+    }
+
+    /// Says how the wait for a copy ended.
+    pub fn end_sync(&mut self, syncing: &Syncing<D>, synced: bool) {
+        self.syncing = None;
+        if synced {
+            // Nothing was written over it meanwhile.
+            self.durable = syncing.copy;
+            if self.content.sequence == syncing.sequence {
+                self.behind -= 1;
+            }
+        }
+    }
+
+    /// A copy that may be torn.
+    fn free(&self) -> usize {
+        let kept = [Some(self.durable), Some(self.newest), self.syncing];
+        let mut copies = 0..COPIES;
+        let free = copies.find(|copy| !kept.contains(&Some(*copy)));
+        free.expect("there is one more than are kept")
+    }
+
+    fn write(&mut self, copy: usize) -> io::Result<()> {
         self.file
-            .write_all_at(&self.content.encode(), COPY_AT[copy])
+            .write_all_at(&self.content.encode(), COPY_AT[copy])?;
+        self.newest = copy;
+        self.written = true;
+        Ok(())
     }
 }
 
@@ -276,7 +377,7 @@ impl Content {
         }
         let mut r = Reader::new(covered);
         match (r.array(), r.u32()) {
-            (Ok(MAGIC), Ok(FORMAT)) => {}
+            (Ok(MAGIC), Ok(OLDEST_FORMAT..=FORMAT)) => {}
             (Ok(MAGIC), Ok(found)) => {
                 let known = FORMAT;
                 return Err(MarkError::NewerFormat { found, known });

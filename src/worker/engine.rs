@@ -13,7 +13,7 @@ use super::keeper::{Keeper, Left};
 use super::leased;
 use super::saver::{self, Saver};
 use crate::answer::{Answer, GetError, Hop, HopFailure, Mode, Proof, Query, Target};
-use crate::catalog::HeadVerifier;
+use crate::catalog::{HeadHash, HeadVerifier};
 use crate::clock;
 use crate::daemon::RunError;
 use crate::net::{Endpoint, Link, Wanted};
@@ -21,11 +21,13 @@ use crate::proto::Time;
 use crate::proto::limit::DEFAULT_DEADLINE;
 use crate::proto::wire::{Leave, Request};
 use crate::proto::worker::{
-    CallId, Config, Input, Local, Output, Restored, Sight, SightCell, Source, Ticket, Worker,
+    Anchor, BootId, CallId, Config, Input, KeptAnchor, Local, Mark, Output, Restored, Sight,
+    SightCell, Source, Ticket, Worker,
 };
 use crate::spec::{Spec, SpecHash};
 use crate::store::blobs::Loaded;
 use crate::store::cache::WorkerStore;
+use crate::store::mark::HighWater;
 use crate::trust::Identity;
 
 /// How long a worker that stops waits for the coordinator to hear of it. Who cannot be told finds
@@ -46,6 +48,11 @@ pub(super) struct Engine {
     machine: Mutex<Worker>,
     /// What readers may answer from.
     sight: Shown,
+    /// The newest state that was seen is not on disk, so that a restart might go back behind it:
+    /// no reader is told of it. Set and cleared with the machine locked.
+    unwritten: AtomicBool,
+    /// Of which start of the kernel the anchors are.
+    boot: Option<BootId>,
     store: Arc<WorkerStore>,
     saver: Saver,
     endpoint: Endpoint,
@@ -80,21 +87,27 @@ impl Engine {
             None => (None, Left::default()),
         };
         let mark = saver::mark(&store);
+        let boot = clock::boot_id();
+        let anchor = left.anchor;
         let restored = Restored {
             mark,
             // Of another catalog than the mark's it would never be used.
             replica: left
                 .replica
                 .filter(|replica| mark.is_some_and(|mark| mark.catalog == replica.head().catalog)),
+            anchor: anchor.and_then(|anchor| anchor.still_holds(boot, clock::now())),
             used: left.used,
             held: saver::held(&store).map_err(|error| disk(&error))?,
-            ..Restored::default()
+            #[cfg(feature = "mutants")]
+            lease_until: None,
         };
         let coordinators = config.coordinators.iter();
         let peers = config.peers.iter();
         let engine = Arc::new(Self {
             machine: Mutex::new(Worker::new(config, verifier, restored)),
             sight: Shown::default(),
+            unwritten: AtomicBool::new(false),
+            boot,
             saver: Saver::start(Arc::clone(&store), keeper).map_err(RunError::Thread)?,
             coordinators: coordinators
                 .map(|addr| CoordinatorLink::new(&endpoint, addr))
@@ -212,6 +225,7 @@ impl Engine {
         while let Some(input) = inputs.pop_front() {
             let outputs = {
                 let mut machine = lock(&self.machine);
+                self.write_mark_again(&machine);
                 let mut outputs = machine.handle(input, clock::now());
                 self.arm(machine.next_wake());
                 // What must not be overtaken by a later input's: readers would see an older
@@ -235,17 +249,88 @@ impl Engine {
     /// Carries out what is done at once; false leaves it for later.
     fn carry_out_in_order(&self, output: &Output) -> bool {
         match output {
-            Output::Show(sight) => self.sight.store(Arc::clone(sight)),
+            Output::Show(sight) => self.show(sight),
             Output::Keep(keep) => self.saver.keep(keep),
             Output::Use(name) => self.saver.note_use(name.clone()),
-            // It would be of use only until the machine is restarted.
-            Output::Anchor(_) => {}
+            Output::Anchor(anchor) => self.keep_anchor(*anchor),
             Output::Hold(record) => self.saver.hold(record.clone()),
             Output::ForgetHeld => self.saver.forget_held(),
-            Output::Remember(mark) => self.saver.remember(*mark),
+            Output::Remember(mark) => self.remember(*mark),
             _ => return false,
         }
         true
+    }
+
+    /// Writes the mark at once: what follows tells readers of it.
+    fn remember(&self, mark: Mark) {
+        let written = self.store.raise_high_water(HighWater {
+            catalog: mark.catalog,
+            epoch: mark.epoch,
+            rev: mark.rev,
+            // Truth comes from the coordinator's own answers here, not from a head.
+            head: HeadHash::NONE,
+        });
+        let failed = written.is_err();
+        let before = self.unwritten.swap(failed, Ordering::AcqRel);
+        match written {
+            Err(error) if !before => {
+                metrics::gauge!("larder_mark_unwritten").set(1);
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the newest state cannot be written down: no read by name is answered until it is"
+                );
+            }
+            Ok(()) if before => {
+                metrics::gauge!("larder_mark_unwritten").set(0);
+                tracing::info!(
+                    "the newest state is written down: reads by name are answered again"
+                );
+            }
+            _ => {}
+        }
+        self.saver.flush_mark();
+    }
+
+    /// Tries again what a disk refused, and shows what was kept back meanwhile.
+    fn write_mark_again(&self, machine: &Worker) {
+        if self.is_unwritten()
+            && let Some(mark) = machine.mark()
+        {
+            self.remember(mark);
+            if !self.is_unwritten() {
+                self.sight.store(Arc::new(machine.sight().clone()));
+            }
+        }
+    }
+
+    /// Whether readers are told nothing, since a restart would know less than they do.
+    pub(super) fn is_unwritten(&self) -> bool {
+        self.unwritten.load(Ordering::Acquire)
+    }
+
+    fn show(&self, sight: &Arc<Sight>) {
+        // In an empty sight no reader finds an answer, and asks the machine.
+        let shown = match self.is_unwritten() {
+            true => Arc::default(),
+            false => Arc::clone(sight),
+        };
+        self.sight.store(shown);
+    }
+
+    fn keep_anchor(&self, anchor: Anchor) {
+        if let Some(boot) = self.boot {
+            self.saver.keep_anchor(KeptAnchor { boot, anchor });
+        }
+    }
+
+    /// What a reader gets: nothing of a state that a restart would know nothing of.
+    fn told(&self, result: Result<Answer, GetError>) -> Result<Answer, GetError> {
+        let says_what_is_current =
+            |answer: &Answer| !matches!(answer.proof.mode, Mode::At | Mode::Pinned);
+        if self.is_unwritten() && result.as_ref().is_ok_and(says_what_is_current) {
+            return Err(unwritten());
+        }
+        result
     }
 
     fn carry_out(
@@ -326,7 +411,7 @@ impl Engine {
             }),
             Output::Done { ticket, result } => {
                 if let Some(reader) = lock(&self.answers).remove(&ticket) {
-                    let _ = reader.send(result);
+                    let _ = reader.send(self.told(result));
                 }
             }
             Output::Resolve {
@@ -566,6 +651,7 @@ async fn timers(engine: std::sync::Weak<Engine>) {
         slept = slept_now;
         let wake = {
             let machine = engine.machine();
+            engine.write_mark_again(&machine);
             let wake = machine.next_wake();
             let micros = wake.map_or(u64::MAX, Time::as_micros);
             engine.armed.store(micros, Ordering::Release);
@@ -600,6 +686,13 @@ fn held(query: &Query, spec: Spec, began: Time) -> Result<Answer, GetError> {
     });
     note(&query.target, &result);
     result
+}
+
+/// Why a worker tells nobody what is current while its disk takes no mark.
+pub(super) fn unwritten() -> GetError {
+    GetError::Disk {
+        reason: "it cannot write down the newest state that was seen".into(),
+    }
 }
 
 /// One line per read; a body is never in it.

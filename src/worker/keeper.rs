@@ -1,4 +1,5 @@
-//! The file of a worker's copy of the catalog, as the store's thread writes it.
+//! The file of a worker's copy of the catalog, as the store's thread writes it, and up to when that
+//! copy reflects everything.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -6,7 +7,9 @@ use std::path::Path;
 use super::copy;
 use crate::catalog::{HeadVerifier, Revision};
 use crate::proto::replica::Replica;
+use crate::proto::worker::KeptAnchor;
 use crate::spec::SpecName;
+use crate::store::anchor::AnchorFile;
 use crate::store::file::RealDisk;
 use crate::store::replica::{Replica as File, ReplicaError};
 
@@ -18,6 +21,8 @@ pub(super) struct Keeper {
     shown: Option<Revision>,
     used: BTreeSet<SpecName>,
     dirty: bool,
+    /// `None` if it does not open: bounded reads are then asked after a restart.
+    anchor: Option<AnchorFile<RealDisk>>,
 }
 
 /// What an earlier process left.
@@ -27,6 +32,8 @@ pub(super) struct Left {
     pub(super) replica: Option<Replica>,
     /// The names that it had read.
     pub(super) used: BTreeSet<SpecName>,
+    /// Up to when the catalog reflected everything.
+    pub(super) anchor: Option<KeptAnchor>,
 }
 
 impl Keeper {
@@ -47,14 +54,27 @@ impl Keeper {
         if replica.is_none() && !payloads.is_empty() {
             tracing::warn!("the copy of the catalog is not to be believed and is fetched anew");
         }
+        let (anchor, kept) = match AnchorFile::open(RealDisk::new(dir)) {
+            Ok((file, kept)) => (Some(file), kept),
+            Err(error) => {
+                tracing::warn!(%error, "the anchor of bounded reads cannot be opened");
+                (None, None)
+            }
+        };
         let keeper = Self {
+            anchor,
             file,
             // Steps that did not follow are still in the file: the next change writes it anew.
             shown: None,
             used: used.clone(),
             dirty: false,
         };
-        Ok((keeper, Left { replica, used }))
+        let left = Left {
+            replica,
+            used,
+            anchor: kept,
+        };
+        Ok((keeper, left))
     }
 
     /// Writes `replica`, or only what it has after `after` if the file shows that.
@@ -96,6 +116,18 @@ impl Keeper {
             self.file.append(&payload)?;
         }
         Ok(())
+    }
+
+    /// Remembers up to when the catalog reflects everything. It may be of a later state than the
+    /// copy shows; who reads it compares them.
+    ///
+    /// # Errors
+    /// Those of the operating system; bounded reads may be asked after a restart then.
+    pub(super) fn keep_anchor(&mut self, anchor: KeptAnchor) -> std::io::Result<()> {
+        match &mut self.anchor {
+            Some(file) => file.write(anchor),
+            None => Ok(()),
+        }
     }
 
     /// Makes what was written survive a power cut.

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::Node;
 use super::call::CoordinatorLink;
+use super::engine::unwritten;
 use super::forward::{confused, to_coordinator};
 use crate::answer::{Answer, Failure, Freshness, Query, RunToken};
 use crate::api::{Api, Reply};
@@ -57,6 +58,7 @@ impl Node {
             "catalog": mark.map(|mark| mark.catalog),
             "epoch": mark.map(|mark| mark.epoch),
             "high_water": mark.map(|mark| mark.rev),
+            "high_water_written": !engine.is_unwritten(),
             "quarantined": rollback.map(|(known, got)| json!({ "known": known, "got": got })),
             "lease": lease,
             "catalog_from": brought_by.map(|hop| hop.to_string()),
@@ -259,7 +261,10 @@ impl http::Node for Local {
 
     /// A worker can serve what it can prove as soon as its store is open.
     fn ready(&self) -> Result<(), String> {
-        match self.0.engine().machine().rollback() {
+        let engine = self.0.engine();
+        let rollback = engine.machine().rollback();
+        match rollback {
+            None if engine.is_unwritten() => Err(unwritten().to_string()),
             None => Ok(()),
             Some((known, got)) => Err(format!(
                 "the coordinator went back to revision {got} after {known} had been seen"

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Node;
+use super::engine::unwritten;
 use super::forward::confused;
 use crate::answer::{Failure, GetError, RunToken};
 use crate::api::pin_ms;
@@ -21,6 +22,14 @@ impl Node {
     /// replica's, and nobody is asked. Else the coordinator's, once the replica has reached it, so
     /// that the run's reads are answered here.
     pub(super) async fn newest_token(&self) -> Result<RunToken, Failure> {
+        let token = self.find_newest_token().await?;
+        match self.engine().is_unwritten() {
+            true => Err(unwritten().into()),
+            false => Ok(token),
+        }
+    }
+
+    async fn find_newest_token(&self) -> Result<RunToken, Failure> {
         let leased = {
             let machine = self.engine().machine();
             machine.sight().run_token(clock::now())

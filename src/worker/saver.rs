@@ -5,13 +5,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::keeper::Keeper;
-use crate::catalog::{HeadHash, Revision};
+use crate::catalog::Revision;
 use crate::proto::replica::Replica;
-use crate::proto::worker::{HeldRecord, Keep, Mark};
+use crate::proto::worker::{HeldRecord, Keep, KeptAnchor, Mark};
 use crate::spec::{Spec, SpecHash, SpecName};
 use crate::store::StoreError;
 use crate::store::cache::{Held, WorkerStore};
-use crate::store::mark::HighWater;
 use crate::store::replica::ReplicaError;
 
 /// Writes that may wait for the disk. A further body is not kept: it is a cache, and the reader
@@ -53,8 +52,8 @@ struct Shared {
 struct Waiting {
     specs: BTreeMap<SpecHash, Spec>,
     bytes: u64,
-    /// Not in the queue: it must not be dropped when that is full, and only the newest counts.
-    mark: Option<Mark>,
+    /// Written with the next tick; only the newest counts.
+    anchor: Option<KeptAnchor>,
     /// Not in the queue either: what names were is to be forgotten before the next write.
     forget_held: bool,
     /// The newest copy of the catalog, and what the disk has of it; `None`: nothing of use.
@@ -70,7 +69,7 @@ enum Job {
     Body(SpecHash),
     /// Of this [`Waiting::life`].
     Hold(u64, HeldRecord),
-    /// There is a mark, or something to forget.
+    /// There is something to copy, to forget or to flush.
     Look,
 }
 
@@ -142,11 +141,15 @@ impl Saver {
         self.send(Job::Look);
     }
 
-    /// Remembers the newest state of the coordinator, soon.
-    pub(super) fn remember(&self, mark: Mark) {
-        self.shared.remember(mark);
-        // If there is no room, the jobs that are there wake the thread.
+    /// Makes the mark, which was written, survive a power cut with the next tick.
+    pub(super) fn flush_mark(&self) {
+        // If there is no room, the jobs that are there have it flushed.
         self.send(Job::Look);
+    }
+
+    /// Remembers up to when the catalog reflects everything, within [`FLUSH_EVERY`].
+    pub(super) fn keep_anchor(&self, anchor: KeptAnchor) {
+        self.shared.lock().anchor = Some(anchor);
     }
 
     /// Keeps a copy of the catalog, soon.
@@ -208,13 +211,6 @@ impl Shared {
         let mut waiting = self.lock();
         waiting.forget_held = true;
         waiting.life += 1;
-    }
-
-    /// Of two marks the newer one stays, in whatever order they come.
-    fn remember(&self, mark: Mark) {
-        let mut waiting = self.lock();
-        let known = waiting.mark.filter(|known| known.catalog == mark.catalog);
-        waiting.mark = Some(known.map_or(mark, |known| known.max(mark)));
     }
 
     /// Of several copies the newest is written, as steps if all of them were.
@@ -329,6 +325,7 @@ fn run(
             Wake::Tick { quiet } => {
                 note(store.mend().map(drop));
                 if let Some(keeper) = &mut keeper {
+                    write_anchor(shared, keeper);
                     note_copy(keeper.sync());
                 }
                 if dirty {
@@ -347,15 +344,12 @@ fn run(
             }
             Wake::Ended => break,
         }
-        // The copy first: a mark without it costs a fetch, and no copy is believed before it is
-        // as new as the mark.
         write_copy(shared, keeper.as_deref_mut());
-        note(write_mark(store, shared));
     }
     note(forget_held(store, shared));
     write_copy(shared, keeper.as_deref_mut());
-    note(write_mark(store, shared));
     if let Some(keeper) = &mut keeper {
+        write_anchor(shared, keeper);
         note_copy(keeper.sync());
     }
     if let Err(error) = store.sync() {
@@ -389,6 +383,14 @@ fn write_copy(shared: &Shared, keeper: Option<&mut Keeper>) {
     }
     if let Some((replica, after)) = copy {
         note_copy(keeper.keep(&replica, after));
+    }
+}
+
+fn write_anchor(shared: &Shared, keeper: &mut Keeper) {
+    let anchor = shared.lock().anchor.take();
+    if let Some(error) = anchor.and_then(|anchor| keeper.keep_anchor(anchor).err()) {
+        metrics::counter!("larder_store_write_errors_total").increment(1);
+        tracing::warn!(%error, "the anchor of bounded reads is not written");
     }
 }
 
@@ -437,20 +439,6 @@ fn forget_held(store: &WorkerStore, shared: &Shared) -> Result<(), StoreError> {
     store
         .forget_held()
         .inspect_err(|_| shared.lock().forget_held = true)
-}
-
-fn write_mark(store: &WorkerStore, shared: &Shared) -> Result<(), StoreError> {
-    let Some(mark) = shared.lock().mark.take() else {
-        return Ok(());
-    };
-    // If that fails, the store has it in memory and tries again with the next flush.
-    store.raise_high_water(HighWater {
-        catalog: mark.catalog,
-        epoch: mark.epoch,
-        rev: mark.rev,
-        // Truth comes from the coordinator's own answers here, not from a head.
-        head: HeadHash::NONE,
-    })
 }
 
 /// The newest state of the coordinator that an earlier process saw.

@@ -17,7 +17,7 @@ use crate::proto::replica::Replica;
 use crate::proto::wire::{Delta, Grant, Hint, Marks, PrepAck, Prepare, Renew, SessionId};
 use crate::proto::worker::sight::{MarkSet, Sight, usable};
 use crate::proto::worker::{
-    Basis, Call, CallId, Event, Keep, Mark, Output, Prefetch, Source, Timer, Worker,
+    Anchor, Basis, Call, CallId, Event, Keep, Mark, Output, Prefetch, Source, Timer, Worker,
 };
 
 /// After a session failed it is tried again this soon; the link has its own backoff.
@@ -572,16 +572,22 @@ impl Worker {
         let Some((sent, rev)) = self.session.anchor_wait else {
             return;
         };
-        let reached = self.sight.replica.as_ref().is_some_and(|replica| {
+        let reached = self.sight.replica.as_ref().filter(|replica| {
             replica.rev() >= rev && self.mark.is_some_and(|mark| mark.epoch == replica.epoch())
         });
-        if reached {
-            self.session.anchor_wait = None;
-            if self.sight.anchor < Some(sent) {
-                self.sight.anchor = Some(sent);
-                self.out.push(Output::Anchor(sent));
-                self.dirty = true;
-            }
+        let Some(replica) = reached else {
+            return;
+        };
+        self.session.anchor_wait = None;
+        if self.sight.anchor < Some(sent) {
+            let state = Mark {
+                catalog: replica.head().catalog,
+                epoch: replica.epoch(),
+                rev,
+            };
+            self.sight.anchor = Some(sent);
+            self.out.push(Output::Anchor(Anchor { at: sent, state }));
+            self.dirty = true;
         }
     }
 

@@ -7,7 +7,9 @@ use crate::proto::Time;
 use crate::proto::canon::Canon;
 use crate::proto::replica::Replica;
 use crate::proto::wire::SessionId;
-use crate::proto::worker::{CallId, Config, Mark, Prefetch, Restored, Sight, SightCell, Worker};
+use crate::proto::worker::{
+    Anchor, CallId, Config, Mark, Prefetch, Restored, Sight, SightCell, Worker,
+};
 use crate::sim::model::packet::To;
 use crate::sim::model::site::Unsigned;
 
@@ -30,6 +32,8 @@ pub(super) struct Place {
     pub(super) mark: Option<Mark>,
     /// On disk.
     pub(super) kept: Option<Arc<Replica>>,
+    /// On disk, of this boot.
+    pub(super) anchor: Option<Anchor>,
     /// Calls that want an answer.
     pub(super) live: BTreeSet<u64>,
     /// Renewals that want an answer, with their nonces.
@@ -58,6 +62,7 @@ impl Place {
             life: 0,
             mark: None,
             kept: None,
+            anchor: None,
             live: BTreeSet::new(),
             renewals: Vec::new(),
             renewals_left: u32::MAX,
@@ -85,6 +90,7 @@ impl Place {
         let restored = Restored {
             mark: self.mark,
             replica: self.kept.as_deref().cloned(),
+            anchor: self.anchor,
             // Only a faulty worker makes use of it.
             lease_until: (!lease.is_zero()).then(|| now + lease),
             ..Restored::default()
@@ -126,6 +132,11 @@ impl Place {
             canon.u64(mark.epoch.get()).u64(mark.rev.get());
         });
         canon.option(self.kept.as_ref(), |canon, kept| kept.canon(canon));
+        if anchors {
+            canon.option(self.anchor, |canon, Anchor { at, state }| {
+                canon.time(at).u64(state.epoch.get()).u64(state.rev.get());
+            });
+        }
         for (call, _) in &self.renewals {
             canon.call(call.raw());
         }

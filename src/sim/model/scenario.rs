@@ -285,6 +285,21 @@ impl Scenario {
                 bound: Some(TICK),
                 ..Self::new("bounded reads", 1, vec![put("2")])
             },
+            Self {
+                ticks: 3 + more,
+                renewals: 1 + more,
+                restarts: 1,
+                bound: Some(TICK),
+                ..Self::new("bounded reads after a restart", 1, vec![put("2")])
+            },
+            Self {
+                ticks: 3,
+                renewals: 1 + more,
+                restarts: 1,
+                restores: 1,
+                bound: Some(TICK),
+                ..Self::new("bounded reads across a restore", 1, vec![put("2")])
+            },
         ]
     }
 

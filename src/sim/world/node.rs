@@ -19,8 +19,8 @@ use crate::proto::code::{Code, Refusal};
 use crate::proto::replica::Replica;
 use crate::proto::wire::{HeadBytes, SessionId};
 use crate::proto::worker::{
-    CallId, Config, Event, HeldRecord, Input, Keep, Local, Mark, Output, Prefetch, Restored, Sight,
-    SightCell, Source, Ticket, Worker,
+    BootId, CallId, Config, Event, HeldRecord, Input, Keep, KeptAnchor, Local, Mark, Output,
+    Prefetch, Restored, Sight, SightCell, Source, Ticket, Worker,
 };
 use crate::sim::history::WorkerId;
 use crate::sim::random::Random;
@@ -41,6 +41,8 @@ pub(super) struct Node {
     /// What of it survives a power cut.
     flushed: Kept,
     pub(super) incarnation: u64,
+    /// Which start of the kernel it is.
+    boots: u128,
     /// Under which the checker knows it; another one once it has forgotten what it saw.
     pub(super) identity: WorkerId,
     sleeps_until: Time,
@@ -68,7 +70,7 @@ pub(super) struct Up {
 struct Kept {
     mark: Option<Mark>,
     replica: Option<Arc<Replica>>,
-    anchor: Option<Time>,
+    anchor: Option<KeptAnchor>,
     held: Vec<HeldRecord>,
     used: BTreeSet<SpecName>,
     /// Kept by nobody, but for a mutant.
@@ -112,6 +114,7 @@ impl Node {
             kept: Kept::default(),
             flushed: Kept::default(),
             incarnation: 0,
+            boots: 0,
             identity: WorkerId(index as u64),
             sleeps_until: Time::default(),
             armed: None,
@@ -126,6 +129,10 @@ impl Node {
             past: Arc::default(),
             shown: 0,
         }
+    }
+
+    fn boot(&self) -> BootId {
+        BootId::from_bytes(self.boots.to_be_bytes())
     }
 
     /// Until when it sleeps.
@@ -164,7 +171,12 @@ impl Node {
             Output::Keep(Keep::Whole(replica) | Keep::Steps { replica, .. }) => {
                 self.kept.replica = Some(Arc::clone(replica));
             }
-            Output::Anchor(anchor) => self.kept.anchor = Some(*anchor),
+            Output::Anchor(anchor) => {
+                self.kept.anchor = Some(KeptAnchor {
+                    boot: self.boot(),
+                    anchor: *anchor,
+                });
+            }
             Output::Use(name) => {
                 self.kept.used.insert(name.clone());
             }
@@ -315,10 +327,13 @@ impl World {
             prefetch,
         };
         let kept = node.kept.clone();
+        let (boot, local) = (Some(node.boot()), node.clock.at(self.now));
         let restored = Restored {
             mark: kept.mark,
             replica: kept.replica.map(|replica| Replica::clone(&replica)),
-            anchor: kept.anchor,
+            anchor: kept
+                .anchor
+                .and_then(|anchor| anchor.still_holds(boot, local)),
             held: kept.held.into_iter().collect(),
             used: kept.used,
             #[cfg(feature = "mutants")]
@@ -360,7 +375,7 @@ impl World {
         node.wake_now();
         if power {
             node.kept = node.flushed.clone();
-            node.kept.anchor = None;
+            node.boots += 1;
             node.kept.lease_until = None;
             node.identity = WorkerId(1_000_000 + fresh);
             node.clock.restart(now, drift_at);

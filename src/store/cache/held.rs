@@ -5,7 +5,6 @@ use crate::catalog::{CatalogId, Content, Epoch, Revision, Version};
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::proto::limit::MAX_HELD;
 use crate::spec::SpecName;
-use crate::store::mark::HighWater;
 use crate::store::meta::{Meta, MetaError};
 use crate::store::recency::Recency;
 use crate::store::{Batch, MAX_BATCH, Store, StoreError, Tree, visit};
@@ -62,6 +61,7 @@ impl WorkerStore {
     }
 
     fn hold_in(&self, store: &dyn Store, held: &Held) -> Result<(), StoreError> {
+        self.begin_life(store)?;
         let mut batch = Batch::new();
         held.put(&mut batch);
         let key = held.key();
@@ -89,6 +89,9 @@ impl WorkerStore {
     /// # Errors
     /// [`StoreError`]; a line that cannot be decoded is left out, since it can be asked again.
     pub fn held_all(&self) -> Result<Vec<Held>, StoreError> {
+        if self.life() != self.usage().held_of {
+            return Ok(Vec::new());
+        }
         self.noted(read_all(&**self.store()))
     }
 
@@ -104,13 +107,24 @@ impl WorkerStore {
         })
     }
 
-    /// The same, and says of whom the next lines are.
-    pub(super) fn begin_life(&self, life: (CatalogId, Epoch)) -> Result<(), StoreError> {
-        self.change(|store| {
-            forget_all(store)?;
-            self.usage().held = Recency::default();
-            Meta::of(store).set_held_of(life)
-        })
+    /// Whose lines may be kept: the mark's catalog and epoch.
+    fn life(&self) -> Option<(CatalogId, Epoch)> {
+        self.high_water().map(|mark| (mark.catalog, mark.epoch))
+    }
+
+    /// Forgets lines of another life than the mark's, and says of whom the next ones are.
+    fn begin_life(&self, store: &dyn Store) -> Result<(), StoreError> {
+        let life = self.life();
+        if self.usage().held_of == life {
+            return Ok(());
+        }
+        forget_all(store)?;
+        self.usage().held = Recency::default();
+        if let Some(life) = life {
+            Meta::of(store).set_held_of(life)?;
+        }
+        self.usage().held_of = life;
+        Ok(())
     }
 }
 
@@ -130,9 +144,11 @@ fn forget_all(store: &dyn Store) -> Result<(), StoreError> {
 
 /// Forgets all lines of a store that are of another life than the mark: the process may have
 /// ended between the mark of a new epoch and the end of the old lines.
-pub(super) fn drop_if_old(store: &dyn Store, mark: Option<HighWater>) -> Result<(), MetaError> {
+pub(super) fn drop_if_old(
+    store: &dyn Store,
+    life: Option<(CatalogId, Epoch)>,
+) -> Result<(), MetaError> {
     let meta = Meta::of(store);
-    let life = mark.map(|mark| (mark.catalog, mark.epoch));
     if meta.held_of()? == life {
         return Ok(());
     }

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::held;
-use crate::catalog::Revision;
+use crate::catalog::{CatalogId, Epoch, Revision};
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::spec::{Spec, SpecHash, SpecName};
 use crate::store::blobs::{MAX_QUARANTINE, Quarantined};
@@ -25,6 +25,8 @@ pub(super) struct Usage {
     /// What readers did not find as it should be, and not written yet.
     pub(super) spoilt: BTreeMap<SpecHash, Spoilt>,
     pub(super) held: Recency<(SpecName, Revision), ()>,
+    /// Of which catalog and epoch those lines are.
+    pub(super) held_of: Option<(CatalogId, Epoch)>,
 }
 
 /// What a reader found in place of a blob.

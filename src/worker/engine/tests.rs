@@ -1,10 +1,15 @@
 //! Goal: a read by hash is answered from the disk without the machine, and never with wrong
-//! bytes. Method: an engine without anyone to ask.
+//! bytes; and no reader sees a state that a restart would know nothing of. Method: an engine
+//! without anyone to ask.
 
 use std::sync::mpsc;
 
 use super::*;
+use crate::answer::Snapshot;
+use crate::catalog::{CatalogId, Epoch, Revision};
 use crate::net::{EndpointOptions, Limits, Port, Runtime};
+use crate::store::file::sim::SimDisk;
+use crate::store::mark::MarkFile;
 use crate::trust::{Identity, IdentityOptions, IdentityPaths, issue};
 
 struct Alone {
@@ -131,4 +136,92 @@ fn a_large_body_is_not_read_on_the_thread_that_asks() {
     let found = alone.engine.load_in_place(waiting.hash());
     let written = || alone.engine.store().contains(waiting.hash());
     assert!(found == Some(Local::Found(waiting.clone())) || written());
+}
+
+fn mark(rev: u64) -> Mark {
+    Mark {
+        catalog: CatalogId::from_bytes([1; 16]),
+        epoch: Epoch::new(1),
+        rev: Revision::new(rev),
+    }
+}
+
+/// As when the coordinator names its newest state.
+fn name(engine: &Arc<Engine>, state: Mark) {
+    let (before, sent) = (engine.machine().mark(), clock::now());
+    engine.drive(Input::Named {
+        state,
+        before,
+        sent,
+    });
+}
+
+/// The mark that another process would find now, if this one were killed.
+fn after_a_kill(disk: &SimDisk) -> Option<u64> {
+    let killed = SimDisk::default();
+    killed.put("mark", &disk.content("mark").expect("the file"));
+    let file = MarkFile::open(&killed).expect("it opens").expect("a file");
+    file.get().map(|mark| mark.rev.get())
+}
+
+#[test]
+fn a_mark_is_written_before_readers_see_its_state_whatever_else_the_disk_does() {
+    let disk = SimDisk::default();
+    let alone = Alone::with(WorkerStore::with_mark_on(1 << 20, &disk));
+    let engine = &alone.engine;
+    // As a copy of the whole store does, or a flush.
+    let busy = engine.store().hold_up();
+    for rev in 1..5 {
+        name(engine, mark(rev));
+        assert_eq!(engine.sight.load().floor(), Some(mark(rev)));
+        assert_eq!(after_a_kill(&disk), Some(rev));
+    }
+    drop(busy);
+}
+
+#[test]
+fn no_reader_is_told_of_a_state_that_the_disk_does_not_take() {
+    let disk = SimDisk::default();
+    let alone = Alone::with(WorkerStore::with_mark_on(1 << 20, &disk));
+    let engine = &alone.engine;
+    name(engine, mark(1));
+    let answer = |mode| Answer {
+        spec: None,
+        proof: Proof {
+            mode,
+            snapshot: Some(Snapshot {
+                catalog: mark(2).catalog,
+                epoch: mark(2).epoch,
+                rev: mark(2).rev,
+            }),
+            record_rev: None,
+            source: Hop::Disk,
+            age_us: 0,
+        },
+        failed: Vec::new(),
+        took: Duration::ZERO,
+    };
+    let current = [Mode::Lease, Mode::Asked, Mode::AtLeast, Mode::Bounded];
+    let told = |mode| engine.told(Ok(answer(mode))).is_ok();
+    assert!(current.into_iter().all(told));
+
+    disk.power_off_after(disk.ops());
+    for rev in [2, 3] {
+        name(engine, mark(rev));
+        assert!(engine.is_unwritten());
+        assert_eq!(engine.sight.load().floor(), None, "nothing to answer from");
+        assert!(!current.into_iter().any(told));
+        assert!(told(Mode::At) && told(Mode::Pinned), "never out of date");
+        assert_eq!(after_a_kill(&disk), Some(1));
+    }
+    let refused = engine.told(Ok(answer(Mode::Asked))).expect_err("nothing");
+    assert_eq!(refused.code(), "disk-failed", "{refused}");
+
+    disk.repair();
+    // Whatever happens next, or the look that is taken each second.
+    engine.drive(Input::Wake);
+    assert_eq!(after_a_kill(&disk), Some(3));
+    assert!(!engine.is_unwritten());
+    assert_eq!(engine.sight.load().floor(), Some(mark(3)));
+    assert!(current.into_iter().all(told));
 }

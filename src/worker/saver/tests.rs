@@ -3,6 +3,8 @@
 
 use super::*;
 use crate::catalog::{CatalogId, Epoch, Revision};
+use crate::proto::Time;
+use crate::proto::worker::{Anchor, BootId};
 use crate::store::cache::Options;
 
 fn spec(number: u64, len: usize) -> Spec {
@@ -149,21 +151,44 @@ fn compacts_at_the_last_tick(before: &[bool], last: bool) {
 }
 
 #[test]
-fn the_newest_mark_is_written_in_whatever_order_they_come_and_without_room_in_the_queue() {
+fn the_newest_anchor_is_kept_with_a_tick_and_at_the_end() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let open = || {
+        let verifier = crate::worker::copy::tests::key().pinned();
+        Keeper::open(dir.path(), &verifier).expect("it opens")
+    };
+    let anchor = |at| KeptAnchor {
+        boot: BootId::from_bytes([1; 16]),
+        anchor: Anchor {
+            at: Time::from_micros(at),
+            state: mark(1, 6),
+        },
+    };
     let store = WorkerStore::in_memory(1_000);
-    let shared = Shared::default();
-    for (epoch, rev) in [(1, 6), (1, 5), (2, 1), (1, 9)] {
-        shared.remember(mark(epoch, rev));
-    }
-    let found = |store: &WorkerStore| assert_eq!(super::mark(store), Some(mark(2, 1)));
-    play(
-        &store,
-        &shared,
-        vec![Step::Tick { quiet: true }, Step::Look(&found)],
-    );
-    shared.remember(mark(2, 2));
-    play(&store, &shared, vec![]);
-    assert_eq!(super::mark(&store), Some(mark(2, 2)), "written at the end");
+    let (mut keeper, none) = open();
+    assert_eq!(none.anchor, None);
+    let (queue, jobs) = mpsc::sync_channel(1);
+    let saver = Saver {
+        queue: Some(queue),
+        shared: Arc::default(),
+        thread: Mutex::default(),
+    };
+    let mut wakes = [true, false].into_iter();
+    saver.keep_anchor(anchor(1));
+    saver.keep_anchor(anchor(2));
+    run(&store, &saver.shared, Some(&mut keeper), || {
+        match wakes.next() {
+            Some(true) => Wake::Tick { quiet: true },
+            Some(false) => {
+                assert_eq!(open().1.anchor, Some(anchor(2)));
+                saver.keep_anchor(anchor(3));
+                Wake::Job(Job::Look)
+            }
+            None => Wake::Ended,
+        }
+    });
+    assert_eq!(open().1.anchor, Some(anchor(3)));
+    drop(jobs);
 }
 
 #[test]

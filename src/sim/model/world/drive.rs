@@ -255,6 +255,7 @@ impl World {
             }
             Output::Show(sight) => place.sight = sight,
             Output::Remember(mark) => place.mark = Some(mark),
+            Output::Anchor(anchor) => place.anchor = Some(anchor),
             Output::Keep(Keep::Whole(replica) | Keep::Steps { replica, .. }) => {
                 place.kept = Some(replica);
             }
@@ -303,7 +304,6 @@ impl World {
             | Output::Hold(_)
             | Output::ForgetHeld
             | Output::Fetch { .. }
-            | Output::Anchor(_)
             | Output::Use(_) => {}
         }
         Ok(())
