@@ -461,6 +461,7 @@ impl Worker {
             ..
         } = restored;
         // A catalog is kept together with its mark, but a crash may come between the two.
+        let restored_mark = mark;
         let newest = replica.as_ref().map(|replica| Mark {
             catalog: replica.head().catalog,
             epoch: replica.epoch(),
@@ -495,6 +496,9 @@ impl Worker {
             ..Sight::default()
         };
         let renewal = config.lease.then(Time::default);
+        // Readers are about to see it, and the copy may be lost.
+        let unwritten = mark.filter(|_| mark != restored_mark);
+        let out = unwritten.map(Output::Remember).into_iter().collect();
         Self {
             sources: Sources::new(config),
             session: Session::new(config.sid, config.lease, config.prefetch, verifier, base),
@@ -516,7 +520,7 @@ impl Worker {
             loading: BTreeMap::new(),
             ready: Vec::new(),
             timers: renewal.map(|at| (at, Timer::Renew)).into_iter().collect(),
-            out: Vec::new(),
+            out,
         }
     }
 
