@@ -83,3 +83,42 @@ fn a_publish_says_whom_it_waits_for_and_status_says_who_holds_what() {
     let args = ["get", "a", "--socket", worker.socket()];
     assert_eq!(site.run(&args).ok(), "steps: [new]\n");
 }
+
+#[test]
+fn a_bounded_read_is_answered_after_a_restart_while_nobody_can_be_asked() {
+    if std::fs::read("/proc/sys/kernel/random/boot_id").is_err() {
+        // Without it nothing is known of times of before a restart.
+        return;
+    }
+    let site = Site::new();
+    let coordinator = site.coordinator("c");
+    let addr = coordinator.addr().to_owned();
+    let worker = site.worker("w", &coordinator, &[]);
+    publish(&site, &coordinator, "steps: [old]\n");
+    let get = |worker: &Daemon, more: &[&str]| {
+        let mut args = vec!["get", "a", "--socket", worker.socket()];
+        args.extend(more);
+        site.run(&args)
+    };
+    assert_eq!(get(&worker, &[]).ok(), "steps: [old]\n");
+    let holds = (0..LOOKS).any(|_| {
+        let args = ["status", "--json", "--socket", worker.socket()];
+        let lease = &site.run(&args).json()["lease"];
+        lease["revision"] == 1 && lease["age_ms"].is_u64()
+    });
+    assert!(holds, "{}", worker.log());
+    coordinator.kill();
+    worker.stop();
+
+    let worker = site.worker_of("w", &addr, &[]);
+    let bounded = get(&worker, &["--max-staleness", "1h", "--json"]).json();
+    assert_eq!(bounded["body"], "steps: [old]\n");
+    assert_eq!(bounded["proof"]["mode"], "bounded");
+    let strict = get(&worker, &[]);
+    assert!(
+        strict
+            .err
+            .contains("no proof that any copy of `a` is current"),
+        "{strict:?}"
+    );
+}
