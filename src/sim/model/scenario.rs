@@ -293,8 +293,8 @@ impl Scenario {
                 ..Self::new("bounded reads after a restart", 1, vec![put("2")])
             },
             Self {
-                ticks: 3,
-                renewals: 1 + more,
+                ticks: 2 + more,
+                renewals: 1,
                 restarts: 1,
                 restores: 1,
                 bound: Some(TICK),
