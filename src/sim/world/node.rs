@@ -360,6 +360,7 @@ impl World {
     /// The process is killed; `power` takes what was not flushed, and the clock with it.
     pub(super) fn kill_node(&mut self, worker: usize, power: bool) {
         let fresh = self.id();
+        let loses_copy = self.random.percent(50);
         let drift_at = Time::from_micros(1_000_000);
         let now = self.now;
         let node = &mut self.nodes[worker];
@@ -373,6 +374,10 @@ impl World {
         node.open.clear();
         node.armed = None;
         node.wake_now();
+        if !power && loses_copy {
+            // It is written behind the mark and beside the anchor.
+            node.kept.replica = node.flushed.replica.clone();
+        }
         if power {
             node.kept = node.flushed.clone();
             node.boots += 1;
