@@ -21,6 +21,7 @@ mod compaction;
 mod count;
 mod held;
 mod mend;
+mod touches;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 pub use self::compaction::Compacted;
 pub use self::held::Held;
 use self::mend::Mending;
+use self::touches::Touches;
 use self::usage::{Spoilt, Usage, put_used};
 use crate::identity::Role;
 use crate::spec::{Spec, SpecHash};
@@ -88,6 +90,7 @@ pub struct WorkerStore {
     writer: Mutex<()>,
     /// Taken last and never while waiting for another.
     usage: Mutex<Usage>,
+    touches: Touches,
     /// The same. Not held while the disk is waited for.
     mark: Mutex<Mark>,
     /// Held by who makes the mark durable, and by nobody who only writes it.
@@ -176,6 +179,7 @@ impl WorkerStore {
             store: RwLock::new(Box::new(store)),
             writer: Mutex::default(),
             usage: Mutex::new(usage),
+            touches: Touches::default(),
             mark: Mutex::new(Mark::Disk(mark)),
             mark_sync: Mutex::default(),
             mending: Mending::default(),
@@ -191,6 +195,7 @@ impl WorkerStore {
             store: RwLock::new(Box::new(MemoryStore::new())),
             writer: Mutex::default(),
             usage: Mutex::default(),
+            touches: Touches::default(),
             mark: Mutex::new(Mark::Memory(None)),
             mark_sync: Mutex::default(),
             mending: Mending::default(),
@@ -280,11 +285,23 @@ impl WorkerStore {
 
     /// Counts a blob as used now. It is written with the next [`flush`](Self::flush) or
     /// [`write_uses`](Self::write_uses): a read never waits for a write. After a crash as many
-    /// blobs may look less recently used than they are.
+    /// blobs may look less recently used than they are. Of two blobs that were used between two
+    /// of these, which is about a second, either may count as the one used last.
     pub fn touch(&self, hash: SpecHash) {
+        if !self.touches.note(hash) {
+            self.gather_uses();
+            self.touches.note(hash);
+        }
+    }
+
+    /// Puts blobs into the order of their uses.
+    fn gather_uses(&self) {
+        let noted = self.touches.gather();
         let mut usage = self.usage();
-        if usage.blobs.touch(&hash) {
-            usage.touched.insert(hash);
+        for hash in noted {
+            if usage.blobs.touch(&hash) {
+                usage.touched.insert(hash);
+            }
         }
     }
 
@@ -432,6 +449,9 @@ impl WorkerStore {
     }
 
     fn make_room(&self, store: &dyn Store, spec: &Spec) -> Result<(), StoreError> {
+        if self.live_bytes().saturating_add(spec.len()) > self.budget_bytes {
+            self.gather_uses();
+        }
         let victims = self.usage().victims(spec, self.budget_bytes);
         // Two operations each.
         for hashes in victims.chunks(MAX_BATCH / 2) {
@@ -471,6 +491,7 @@ impl WorkerStore {
     }
 
     fn write_touched(&self, store: &dyn Store) -> Result<(), StoreError> {
+        self.gather_uses();
         let touched: Vec<_> = std::mem::take(&mut self.usage().touched)
             .into_iter()
             .collect();

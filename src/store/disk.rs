@@ -186,10 +186,21 @@ impl SledStore {
     }
 }
 
+/// Shorter values are copied: to share one costs an allocation too.
+const SHARED_LEN: usize = 1_024;
+
+/// sled shares a long value with its own memory, which then outlives its place in the cache.
+fn owned(value: sled::IVec) -> Bytes {
+    match value.len() < SHARED_LEN {
+        true => Bytes::copy_from_slice(&value),
+        false => Bytes::from_owner(value),
+    }
+}
+
 impl Store for SledStore {
     fn get(&self, tree: Tree, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let value = shielded(|| self.tree(tree).get(key))?;
-        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+        Ok(value.map(owned))
     }
 
     fn apply(&self, batch: &Batch) -> Result<(), StoreError> {

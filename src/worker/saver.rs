@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TryRecvError, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -46,6 +47,8 @@ pub(super) struct Saver {
 #[derive(Debug, Default)]
 struct Shared {
     bodies: Mutex<Waiting>,
+    /// Bodies among them: most readers find none, and need no lock to know.
+    waiting: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -126,7 +129,7 @@ impl Saver {
 
     /// A body that is on its way to the disk.
     pub(super) fn waiting(&self, hash: SpecHash) -> Option<Spec> {
-        self.shared.lock().specs.get(&hash).cloned()
+        self.shared.get(hash)
     }
 
     /// Remembers what a name was, soon.
@@ -193,6 +196,14 @@ impl Shared {
         self.bodies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn get(&self, hash: SpecHash) -> Option<Spec> {
+        // Whoever knows of a body knows of the number that counts it.
+        if self.waiting.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        self.lock().specs.get(&hash).cloned()
+    }
+
     /// Takes a body that is to be written, if it does not wait already.
     fn add(&self, spec: Spec) -> Added {
         let mut waiting = self.lock();
@@ -204,6 +215,7 @@ impl Shared {
         }
         waiting.bytes += spec.len();
         waiting.specs.insert(spec.hash(), spec);
+        self.waiting.store(waiting.specs.len(), Ordering::Release);
         Added::New
     }
 
@@ -231,6 +243,7 @@ impl Shared {
     fn take(&self, hash: SpecHash) -> Option<Spec> {
         let mut waiting = self.lock();
         let spec = waiting.specs.remove(&hash)?;
+        self.waiting.store(waiting.specs.len(), Ordering::Release);
         waiting.bytes -= spec.len();
         Some(spec)
     }
@@ -407,7 +420,7 @@ fn note_copy(written: Result<(), ReplicaError>) {
 fn write(store: &WorkerStore, shared: &Shared, job: Job) -> Result<(), StoreError> {
     match job {
         Job::Body(hash) => {
-            let spec = shared.lock().specs.get(&hash).cloned();
+            let spec = shared.get(hash);
             let written = spec.map_or(Ok(()), |spec| store.save(&spec).map(|_kept| ()));
             // Only now may a reader be sent to the disk for it.
             shared.take(hash);

@@ -95,6 +95,7 @@ impl WorkerStore {
     }
 
     fn plan(&self) -> Plan {
+        self.gather_uses();
         let mut usage = self.usage();
         // The copy has the last uses.
         usage.touched.clear();
