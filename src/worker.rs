@@ -212,7 +212,9 @@ impl Worker {
     }
 
     /// Reads several definitions, in the order asked. What needs the coordinator's truth goes out
-    /// as one request and so shows one revision.
+    /// as one request and so shows one revision: up to 1,024 names that nobody else is asking for
+    /// already, apart from those whose bytes here are longer than 128 KiB. For one revision
+    /// whatever happens, read at a [`run token`](crate::answer::RunToken).
     pub async fn query_all(&self, queries: Vec<Query>) -> Vec<Result<Answer, GetError>> {
         self.0.engine.get_all(queries).await
     }

@@ -232,7 +232,8 @@ impl Site {
                     .get(&hash)
                     .cloned()
                     .map_or(Local::Missing, Local::Found);
-                self.feed(worker, worker::Input::Loaded { hash, local });
+                let found = vec![(hash, local)];
+                self.feed(worker, worker::Input::Loaded { found });
             }
             Output::Save(spec) => {
                 node.disk.insert(spec.hash(), spec);

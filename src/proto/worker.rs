@@ -134,12 +134,11 @@ pub enum Input {
         /// Of the read.
         ticket: Ticket,
     },
-    /// A blob was looked for on disk.
+    /// Blobs were looked for on disk: what could be found out at once of all that one turn wanted,
+    /// perhaps nothing, and then each of the rest.
     Loaded {
-        /// The hash that [`Output::Load`] named.
-        hash: SpecHash,
-        /// What was there.
-        local: Local,
+        /// The hashes that [`Output::Load`] named, and what was there.
+        found: Vec<(SpecHash, Local)>,
     },
     /// Something came back for a call.
     Event {
@@ -226,7 +225,8 @@ pub enum Event {
 /// What the driver must do.
 #[derive(Debug, Clone)]
 pub enum Output {
-    /// Look for a blob on disk and hand in [`Input::Loaded`].
+    /// Look for a blob on disk and hand in [`Input::Loaded`], one for all that can be looked at
+    /// at once.
     Load(SpecHash),
     /// Keep these bytes.
     Save(Spec),
@@ -383,7 +383,8 @@ pub struct Worker {
     next_call: u64,
     /// Who waits for a blob to be looked for on disk.
     loading: BTreeMap<SpecHash, Vec<LoadFor>>,
-    /// Flights that are ready to be sent, gathered within one turn.
+    /// Flights that are ready to be sent, gathered within one turn and the look at the disk that
+    /// it wants.
     ready: Vec<FlightKey>,
     timers: BTreeSet<(Time, Timer)>,
     out: Vec<Output>,
@@ -533,7 +534,11 @@ impl Worker {
                 }
             }
             Input::Forget { ticket } => self.forget(ticket),
-            Input::Loaded { hash, local } => self.loaded(hash, local, now),
+            Input::Loaded { found } => {
+                for (hash, local) in found {
+                    self.loaded(hash, local, now);
+                }
+            }
             Input::Event { call, event } => self.event(call, event, now),
             Input::Named {
                 state,
@@ -548,7 +553,14 @@ impl Worker {
         if std::mem::take(&mut self.shown) {
             self.look_again(now);
         }
-        self.send_ready(now);
+        // What was asked together goes out together: the rest is ready when the disk was looked at.
+        if !self
+            .out
+            .iter()
+            .any(|output| matches!(output, Output::Load(_)))
+        {
+            self.send_ready(now);
+        }
         std::mem::take(&mut self.out)
     }
 

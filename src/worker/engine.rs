@@ -236,14 +236,39 @@ impl Engine {
                     .into_iter()
                     .partition(|output| !matches!(output, Output::Load(_)));
                 for output in now {
-                    self.carry_out(output, &mut inputs, &mut known);
+                    self.carry_out(output);
                 }
                 later
             };
-            for output in outputs {
-                self.carry_out(output, &mut inputs, &mut known);
+            if !outputs.is_empty() {
+                let found = self.look_for(outputs, &mut known);
+                inputs.push_back(Input::Loaded { found });
             }
         }
+    }
+
+    /// What is found out at once; what takes longer is handed in by another thread.
+    fn look_for(
+        self: &Arc<Self>,
+        outputs: Vec<Output>,
+        known: &mut Option<(SpecHash, Local)>,
+    ) -> Vec<(SpecHash, Local)> {
+        let mut found = Vec::with_capacity(outputs.len());
+        for output in outputs {
+            let Output::Load(hash) = output else { continue };
+            let known = known.take_if(|(of, _)| *of == hash);
+            match known.or_else(|| Some((hash, self.load_in_place(hash)?))) {
+                Some(local) => found.push(local),
+                None => {
+                    let engine = Arc::clone(self);
+                    self.handle.spawn_blocking(move || {
+                        let found = vec![(hash, engine.load(hash))];
+                        engine.drive(Input::Loaded { found });
+                    });
+                }
+            }
+        }
+        found
     }
 
     /// Carries out what is done at once; false leaves it for later.
@@ -333,28 +358,11 @@ impl Engine {
         result
     }
 
-    fn carry_out(
-        self: &Arc<Self>,
-        output: Output,
-        inputs: &mut VecDeque<Input>,
-        known: &mut Option<(SpecHash, Local)>,
-    ) {
+    fn carry_out(self: &Arc<Self>, output: Output) {
         match output {
-            Output::Load(hash) => {
-                let known = known.take_if(|(of, _)| *of == hash);
-                match known.or_else(|| Some((hash, self.load_in_place(hash)?))) {
-                    Some((hash, local)) => inputs.push_back(Input::Loaded { hash, local }),
-                    None => {
-                        let engine = Arc::clone(self);
-                        self.handle.spawn_blocking(move || {
-                            let local = engine.load(hash);
-                            engine.drive(Input::Loaded { hash, local });
-                        });
-                    }
-                }
-            }
             Output::Save(spec) => self.saver.save(spec),
-            Output::Show(_)
+            Output::Load(_)
+            | Output::Show(_)
             | Output::Keep(_)
             | Output::Anchor(_)
             | Output::Use(_)

@@ -378,11 +378,22 @@ impl Worker {
             return false;
         };
         let (opening, key) = (opening.clone(), key.clone());
-        call.answered += 1;
         let version = version.unwrap_or(Version {
             rev: Revision::ZERO,
             content: Content::Deleted,
         });
+        // Nothing can have changed after the revision at which it is shown.
+        let shown = key.at.map_or(opening.rev, |at| at.min(opening.rev));
+        if version.rev > shown {
+            let what = format!("showed revision {} of a name at {shown}", version.rev);
+            let source = Source::Coordinator(call.coordinator);
+            let hop = self.sources.hop(source);
+            self.sources.lied(source, now);
+            self.drop_call(id, call, &what, false, now);
+            self.out.push(Output::Misbehaved { hop, what });
+            return false;
+        }
+        call.answered += 1;
         let name = key.name.clone();
         self.hold(HeldRecord {
             name,

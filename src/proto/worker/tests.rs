@@ -79,6 +79,7 @@ impl Desk {
     fn input(&mut self, input: Input) {
         let mut inputs = vec![input];
         while let Some(input) = inputs.pop() {
+            let mut found = Vec::new();
             for output in self.machine.handle(input, self.now) {
                 match output {
                     Output::Load(hash) => {
@@ -86,7 +87,7 @@ impl Desk {
                         if local == Local::Damaged {
                             self.disk.remove(&hash);
                         }
-                        inputs.push(Input::Loaded { hash, local });
+                        found.push((hash, local));
                     }
                     Output::Save(spec) => {
                         self.disk.insert(spec.hash(), Local::Found(spec));
@@ -96,6 +97,9 @@ impl Desk {
                     }
                     other => self.sent.push(other),
                 }
+            }
+            if !found.is_empty() {
+                inputs.push(Input::Loaded { found });
             }
         }
     }
@@ -531,6 +535,66 @@ fn names_that_are_read_together_go_out_as_one_request() {
     assert_eq!(desk.answer(1).spec, Some(spec("a")));
     assert_eq!(desk.answer(2).spec, None);
     assert!(matches!(desk.error(3), GetError::NoFreshnessProof { .. }));
+}
+
+#[test]
+fn names_that_are_held_go_out_as_one_request_with_those_that_are_not() {
+    let mut desk = desk(1, 0);
+    desk.publish_and_read(1, "a", 1, "a");
+    desk.publish_and_read(2, "b", 2, "b");
+    let reads = ["a", "cold", "b"]
+        .iter()
+        .zip(3..)
+        .map(|(name, ticket)| (ticket, Query::strict(name.parse().expect("a name"))))
+        .collect();
+    desk.input(Input::Get { reads });
+    let (call, _, request) = desk.resolve();
+    let asked: Vec<_> = request.names.iter().map(|name| name.if_hash).collect();
+    assert_eq!(request.names.len(), 3);
+    assert_eq!(
+        asked.iter().flatten().count(),
+        2,
+        "what is here is not sent"
+    );
+    assert!(desk.asks_nobody());
+    desk.event(call, opening(7));
+    for name in &request.names {
+        let held = match name.name.as_str() {
+            "a" => Some(version(1, "a")),
+            "b" => Some(version(2, "b")),
+            _ => None,
+        };
+        desk.outcome(call, held, false);
+    }
+    desk.event(call, Event::End);
+    for ticket in 3..6 {
+        let snapshot = desk.answer(ticket).proof.snapshot.expect("a snapshot");
+        assert_eq!(snapshot.rev, Revision::new(7));
+    }
+}
+
+#[test]
+fn a_change_from_after_the_revision_that_is_shown_is_refused() {
+    for at in [None, Some(3)] {
+        let mut desk = desk(1, 0);
+        match at {
+            None => desk.strict(1, "a"),
+            Some(at) => desk.at(1, "a", at),
+        }
+        let (call, ..) = desk.resolve();
+        desk.event(call, opening(3));
+        desk.outcome(call, Some(version(4, "later")), true);
+        let reported = |out: &Output| matches!(out, Output::Misbehaved { .. });
+        assert!(desk.sent.iter().any(reported));
+        let reason = match desk.error(1) {
+            GetError::NoFreshnessProof { hops, .. } | GetError::NotHeld { hops, .. } => {
+                hops[0].reason.clone()
+            }
+            other => panic!("{other}"),
+        };
+        assert!(reason.contains("showed revision"), "{reason}");
+        assert!(desk.disk.is_empty(), "nothing of it is kept");
+    }
 }
 
 #[test]

@@ -234,7 +234,12 @@ impl World {
         match output {
             Output::Load(hash) => {
                 let local = self.nodes[worker].load(hash, None);
-                inputs.push_back(Input::Loaded { hash, local });
+                match inputs.back_mut() {
+                    Some(Input::Loaded { found }) => found.push((hash, local)),
+                    _ => inputs.push_back(Input::Loaded {
+                        found: vec![(hash, local)],
+                    }),
+                }
             }
             Output::Watch { call, sid, .. } => self.send(caller(Some(call)), Ask::Watch(sid)),
             Output::Renew { call, request, .. } => {

@@ -250,8 +250,8 @@ impl World {
         let place = Arc::make_mut(&mut self.places[worker]);
         match output {
             Output::Load(hash) => {
-                let local = self.find(hash);
-                inputs.push_back(worker::Input::Loaded { hash, local });
+                let found = vec![(hash, self.find(hash))];
+                inputs.push_back(worker::Input::Loaded { found });
             }
             Output::Show(sight) => place.sight = sight,
             Output::Remember(mark) => place.mark = Some(mark),
