@@ -427,7 +427,12 @@ impl Coordinator {
 
     /// The workers that hold sessions.
     pub fn sessions(&self, now: Time) -> Vec<SessionInfo> {
-        self.leases.sessions(now)
+        let mut names = BTreeMap::<Revision, usize>::new();
+        for (rev, _) in self.ledger.pending_changes(self.durable) {
+            *names.entry(rev).or_default() += 1;
+        }
+        let marks = |acked| names.range(..=acked).map(|(_, names)| names).sum();
+        self.leases.sessions(now, marks)
     }
 
     /// What pending publishes wait for, the oldest first.

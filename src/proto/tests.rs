@@ -487,6 +487,25 @@ fn a_silent_holder_delays_a_publish_until_its_lease_has_run_out_and_not_longer()
 }
 
 #[test]
+fn the_coordinator_shows_how_far_each_worker_is_and_what_it_has_marked() {
+    let mut site = Site::new(2);
+    site.publish("a", Some("1"));
+    site.pass(Duration::from_secs(3));
+    site.nodes[1].cut = true;
+    site.publish("a", Some("2"));
+    let coordinator = site.coordinator.as_ref().expect("running");
+    let sessions = coordinator.sessions(site.now);
+    let shown = sessions
+        .iter()
+        .map(|session| (&*session.uri, session.rev, session.floor, session.marks));
+    let first = Revision::new(1);
+    assert_eq!(
+        shown.collect::<Vec<_>>(),
+        [("w0", first, first, 1), ("w1", first, first, 0)]
+    );
+}
+
+#[test]
 fn a_marked_name_is_not_served_and_every_other_one_is() {
     let mut site = Site::new(2);
     site.publish("a", Some("1"));

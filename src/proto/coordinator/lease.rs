@@ -39,6 +39,8 @@ pub(super) struct Session {
     /// Everything up to here is marked there.
     pub(super) acked: Revision,
     pub(super) have: Revision,
+    /// The newest revision that a grant named to it: it answers with nothing older.
+    pub(super) floor: Revision,
     pub(super) heard: Time,
     /// The stream that carries what is pushed, by the driver's number.
     pub(super) watch: Option<u64>,
@@ -70,6 +72,10 @@ pub struct SessionInfo {
     pub lease_ms: u64,
     /// The revision of its replica, as it last said.
     pub rev: Revision,
+    /// The newest revision that it was told of: it answers with nothing older.
+    pub floor: Revision,
+    /// Names that are about to change, for which it has stopped answering.
+    pub marks: usize,
     /// It has stopped answering for everything that changes up to this revision.
     pub acked: Revision,
     /// Since it was last heard, milliseconds.
@@ -182,18 +188,19 @@ impl Leases {
             .collect()
     }
 
-    /// The lease that `sid` gets now; zero without one.
+    /// The lease that `sid` gets now, which has `have` and is told of `visible`; zero without one.
     pub(super) fn grant(
         &mut self,
         sid: SessionId,
         owner: &str,
-        have: Revision,
+        (have, visible): (Revision, Revision),
         now: Time,
         may_lease: bool,
     ) -> Result<Duration, Refusal> {
         let lease = self.lease;
         let session = self.session(sid, owner, now)?;
         session.have = have;
+        session.floor = session.floor.max(visible);
         // Nobody could tell it of a change: every publish would wait for its lease to run out.
         if !may_lease || session.watch.is_none() || session.barred_until > now {
             return Ok(Duration::ZERO);
@@ -302,12 +309,19 @@ impl Leases {
         leases.map(|(at, _)| *at).chain(grace).min()
     }
 
-    pub(super) fn sessions(&self, now: Time) -> Vec<SessionInfo> {
+    /// What is known of each session; `marks` counts the names that change up to a revision.
+    pub(super) fn sessions(
+        &self,
+        now: Time,
+        marks: impl Fn(Revision) -> usize,
+    ) -> Vec<SessionInfo> {
         let infos = self.sessions.iter().map(|(sid, session)| SessionInfo {
             session: sid.to_string(),
             uri: session.owner.clone(),
             lease_ms: millis(session.expires.since(now)),
             rev: session.have,
+            floor: session.floor,
+            marks: marks(session.acked),
             acked: session.acked,
             heard_ms: millis(now.since(session.heard)),
             watching: session.watch.is_some(),
@@ -357,6 +371,7 @@ impl Session {
             expires: Time::default(),
             acked: Revision::ZERO,
             have: Revision::ZERO,
+            floor: Revision::ZERO,
             heard: now,
             watch: None,
             strikes: VecDeque::new(),

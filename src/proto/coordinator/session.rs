@@ -77,10 +77,11 @@ impl Coordinator {
             self.acked(sid, owner, epoch, rev);
         }
         let held = have.map_or(Revision::ZERO, |(_, rev)| rev);
+        let view = self.ledger.view();
+        let known = (held, view.records.rev());
         let lease = self
             .leases
-            .grant(sid, owner, held, self.now, may_lease && wanted)?;
-        let view = self.ledger.view();
+            .grant(sid, owner, known, self.now, may_lease && wanted)?;
         Ok(Grant {
             sid,
             nonce,
