@@ -20,6 +20,10 @@ impl Writer {
         self
     }
 
+    pub(crate) fn u16(&mut self, value: u16) -> &mut Self {
+        self.raw(&value.to_be_bytes())
+    }
+
     pub(crate) fn u32(&mut self, value: u32) -> &mut Self {
         self.raw(&value.to_be_bytes())
     }
@@ -89,6 +93,10 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn u8(&mut self) -> Result<u8, DecodeError> {
         Ok(u8::from_be_bytes(self.array()?))
+    }
+
+    pub(crate) fn u16(&mut self) -> Result<u16, DecodeError> {
+        Ok(u16::from_be_bytes(self.array()?))
     }
 
     pub(crate) fn u32(&mut self) -> Result<u32, DecodeError> {

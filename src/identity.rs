@@ -181,6 +181,11 @@ impl<'de> serde::Deserialize<'de> for NodeUri {
 pub struct NodeId([u8; 16]);
 
 impl NodeId {
+    /// Wraps a raw id, as it stands on the wire and on disk.
+    pub const fn from_bytes(raw: [u8; 16]) -> Self {
+        Self(raw)
+    }
+
     /// The raw id.
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0

@@ -59,8 +59,8 @@
 //!
 //! # The machines
 //!
-//! [`coordinator::Coordinator`] and [`worker::Worker`] take `handle(input, now)` and return
-//! outputs. They own every decision and do no I/O: no socket, file, clock or random source is
+//! [`coordinator::Coordinator`], [`worker::Worker`] and [`gossip::Gossip`] take
+//! `handle(input, now)` and return outputs. They own every decision and do no I/O: no socket, file, clock or random source is
 //! named below this module, and a lint says so.
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -69,6 +69,7 @@
 pub mod canon;
 pub mod code;
 pub mod coordinator;
+pub mod gossip;
 pub mod limit;
 pub mod mutant;
 pub mod replica;

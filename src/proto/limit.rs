@@ -179,3 +179,86 @@ pub const MAX_PREFETCH: usize = 64;
 
 /// Names that a worker remembers to have used; those beyond it are not fetched ahead.
 pub const MAX_USED: usize = 100_000;
+
+/// Bytes of one gossip packet: what fits into a QUIC datagram at the smallest packet that QUIC
+/// allows. A longer one is dropped. It is the same at all nodes and never changes.
+pub const MAX_GOSSIP_PACKET: usize = 1_100;
+
+/// Members, dead ones that are still remembered among them, that one node keeps: all that may be
+/// connected. What is heard of a further one is dropped.
+pub const MAX_MEMBERS: usize = MAX_CONNECTIONS;
+
+/// Gossip packets of one member that are handled per second: ten times what a cluster of 1,000
+/// needs. Those beyond it are dropped.
+pub const MAX_GOSSIP_PER_SEC: u32 = 64;
+
+/// Gossip packets of one member that may come at once.
+pub const MAX_GOSSIP_BURST: u32 = 2 * MAX_GOSSIP_PER_SEC;
+
+/// Gossip packets that wait for a connection to one member. The oldest go first: gossip is
+/// repeated anyway.
+pub const MAX_GOSSIP_QUEUE: usize = 8;
+
+/// The highest generation that a member is believed to have on another's word: one more than
+/// 4 billion starts. What is heard of a higher one is dropped.
+pub const MAX_HEARD_GENERATION: u64 = 1 << 32;
+
+/// How far above the generation that a member itself showed another's word may go.
+pub const MAX_GENERATION_STEP: u64 = 1 << 16;
+
+/// The highest generation that a member may show for itself, so that there is always a next one.
+pub const MAX_GENERATION: u64 = 1 << 62;
+
+/// A node that was declared dead takes a new generation this long after the last time at the
+/// earliest; doubled each time, up to [`MAX_RENEW_BACKOFF`].
+pub const RENEW_EVERY: Duration = Duration::from_secs(1);
+/// See [`RENEW_EVERY`]. After twice as long without a renewal the first pause counts again.
+pub const MAX_RENEW_BACKOFF: Duration = Duration::from_secs(60);
+
+/// The first pause between two announcements of a node that no member has answered; doubled each
+/// time, up to [`MAX_ANNOUNCE_BACKOFF`].
+pub const FIRST_ANNOUNCE_BACKOFF: Duration = Duration::from_millis(500);
+/// See [`FIRST_ANNOUNCE_BACKOFF`].
+pub const MAX_ANNOUNCE_BACKOFF: Duration = Duration::from_secs(30);
+
+/// Addresses that one round of announcements goes to.
+pub const ANNOUNCE_FANOUT: usize = 3;
+
+/// Addresses to join by. Further ones are refused with the configuration.
+pub const MAX_SEEDS: usize = 256;
+
+/// Members that are remembered on disk, to find the cluster again when the seeds are gone.
+pub const MAX_REMEMBERED: usize = 256;
+
+/// Members in one part of the list that two nodes compare over a stream: about 24 KiB.
+pub const MEMBERS_PER_PART: usize = 512;
+
+/// The first comparison after joining comes at once, the next after this; doubled each time, up
+/// to [`SYNC_EVERY`].
+pub const FIRST_SYNC: Duration = Duration::from_secs(1);
+/// How often two nodes compare their lists of members.
+pub const SYNC_EVERY: Duration = Duration::from_secs(60);
+
+/// How often a node tells one member which heads it has, for those that gossip has missed.
+pub const HEADS_EVERY: Duration = Duration::from_secs(30);
+
+/// How often what is remembered of the members is written to disk at most.
+pub const REMEMBER_EVERY: Duration = Duration::from_secs(5);
+
+/// Catalogs whose heads are spread. Those of a further one are dropped.
+pub const MAX_GOSSIPED_CATALOGS: usize = 4;
+
+/// Heads of one catalog that a second, different one is compared with.
+pub const MAX_KEPT_HEADS: usize = 16;
+
+/// How long a dead member is remembered, so that old news of it does not bring it back and the
+/// two halves of a cluster find each other after a cut.
+pub const REMEMBER_DEAD: Duration = Duration::from_secs(24 * 3600);
+
+/// Timers of the membership at once. Beyond it the next one is due at once.
+pub const MAX_GOSSIP_TIMERS: usize = 4 * MAX_MEMBERS;
+
+/// A member may take this long at least to answer a probe before others are asked to try it,
+pub const MIN_PROBE: Duration = Duration::from_millis(500);
+/// and this long at most, however long the round trips are.
+pub const MAX_PROBE: Duration = Duration::from_secs(3);

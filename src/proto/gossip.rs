@@ -1,0 +1,933 @@
+//! The membership: workers find each other and spread what is new.
+//!
+//! [`Gossip`] is the SWIM protocol of the crate foca, with what that leaves to its user: who may
+//! say what, how often, and what is done when packets alone are not enough. It does no I/O: a
+//! driver carries datagrams between connections that have proven who is at the other end.
+//!
+//! ```text
+//! datagram := 1 | packet                       membership, see `member.rs`
+//!           | 2 | flags: u8 | items            heads, see `heads.rs`; bit 0: this is an answer
+//! part     := count: u16 | items | updates     of the list that two nodes compare, on a stream
+//! ```
+//!
+//! What holds:
+//!
+//! - A packet counts only if the node that it says it is from is the node whose certificate the
+//!   connection showed.
+//! - A head is spread only after its signature was verified with a pinned key.
+//! - No member can make another renew itself at wire speed: generations are bounded, and a node
+//!   takes a new one at most once per [`RENEW_EVERY`], with one jump over whatever others named.
+//! - Members are trusted to be honest about each other. A dishonest one can have others declared
+//!   dead, who then come back; a wrong address fails at the certificate of whoever answers there.
+//! - Membership decides who is asked for bytes, and never what is current.
+
+mod heads;
+mod member;
+mod timer;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::Arc;
+use std::time::Duration;
+
+use foca::{AccumulatingRuntime, Foca, OwnedNotification, PeriodicParams, State, Timer};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+pub use self::heads::Pair;
+use self::heads::{Heads, Item, Items, Taken};
+pub use self::member::Member;
+use self::member::{Codec, Packet, Update, read_items, read_update, write_item, write_update};
+use self::timer::{Chore, Due, Timers};
+use crate::catalog::{HeadVerifier, VerifiedHead};
+use crate::codec::{DecodeError, Reader, Writer};
+use crate::identity::NodeId;
+use crate::proto::Time;
+use crate::proto::limit::{
+    ANNOUNCE_FANOUT, FIRST_ANNOUNCE_BACKOFF, FIRST_SYNC, HEADS_EVERY, MAX_ANNOUNCE_BACKOFF,
+    MAX_GENERATION, MAX_GENERATION_STEP, MAX_GOSSIP_BURST, MAX_GOSSIP_PACKET, MAX_GOSSIP_PER_SEC,
+    MAX_HEARD_GENERATION, MAX_MEMBERS, MAX_PROBE, MAX_REMEMBERED, MAX_RENEW_BACKOFF, MAX_SEEDS,
+    MEMBERS_PER_PART, MIN_PROBE, REMEMBER_DEAD, REMEMBER_EVERY, RENEW_EVERY, SYNC_EVERY,
+};
+
+/// First byte of a datagram of the membership.
+const MEMBERSHIP: u8 = 1;
+/// First byte of a datagram of heads.
+const HEADS: u8 = 2;
+/// Foca's numbers are never those for a smaller cluster: there it would tell news only once, and
+/// a single lost packet would keep it from someone.
+const SMALLEST: u32 = 20;
+/// Heads that answer heads are not answered again.
+const IS_ANSWER: u8 = 1;
+
+/// How a node starts.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This node: its id, the address where others reach it, and a generation above every one
+    /// that it had before.
+    pub own: Member,
+    /// Addresses to join by, at most [`MAX_SEEDS`].
+    pub seeds: Vec<SocketAddr>,
+    /// Members that were remembered, at most [`MAX_REMEMBERED`].
+    pub remembered: Vec<Member>,
+    /// Decides every random choice.
+    pub seed: [u8; 32],
+}
+
+/// What happens to the machine.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// Once, before all others.
+    Start,
+    /// A datagram over the connection of `from`.
+    Datagram {
+        /// Whose certificate the connection showed.
+        from: NodeId,
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// A connection with a worker is up.
+    Connected {
+        /// Who is at the other end.
+        node: NodeId,
+        /// Its address there; where it listens, if this node has dialled it.
+        addr: SocketAddr,
+    },
+    /// The address of an [`Output::Reach`] was reached.
+    Reached {
+        /// Who is there.
+        node: NodeId,
+        /// The address.
+        addr: SocketAddr,
+    },
+    /// One part of the list of `from`, which [`Output::SyncWith`] asked for.
+    Part {
+        /// Whose certificate the connection showed.
+        from: NodeId,
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// The worker has verified a head.
+    Head(VerifiedHead),
+    /// A round trip that nearly all members stay below.
+    RoundTrip(Duration),
+    /// All nodes whose certificates are refused from now on.
+    Barred(BTreeSet<NodeId>),
+    /// Something is due.
+    Tick,
+    /// The node is about to stop.
+    Leave,
+}
+
+/// What the driver is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Send a datagram; drop it where that is not possible soon.
+    Send {
+        /// To this node. The certificate has to be its own.
+        to: Member,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Connect to an address of which only the address is known, and say who is there.
+    Reach(SocketAddr),
+    /// Ask for the list of a member, on a stream.
+    SyncWith(Member),
+    /// A member is there, or is at this address from now on.
+    Up(Member),
+    /// A member is gone.
+    Down(Member),
+    /// A newer head than all before it. It says what there is to fetch, and proves nothing to a
+    /// strict read.
+    Head(VerifiedHead),
+    /// Two heads for one revision: the head key is not honest any more.
+    Equivocation(Box<Pair>),
+    /// Keep this on disk in place of what was kept before.
+    Remember {
+        /// The generation of this life.
+        generation: u64,
+        /// Members to find the cluster by.
+        members: Vec<Member>,
+    },
+    /// The first member has answered.
+    Joined,
+    /// No member is left.
+    Alone,
+}
+
+/// What was dropped, and why; each counts up from zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Datagrams and parts that were looked at.
+    pub taken: u64,
+    /// They were not what they should encode.
+    pub malformed: u64,
+    /// The source was not the node at the other end of the connection.
+    pub forged: u64,
+    /// Their sender sends more than [`MAX_GOSSIP_PER_SEC`].
+    pub throttled: u64,
+    /// Their sender's certificate is refused.
+    pub barred: u64,
+    /// Members that were heard of with a generation that they cannot have.
+    pub too_new: u64,
+    /// Members beyond [`MAX_MEMBERS`].
+    pub too_many: u64,
+    /// Heads that no pinned key signed.
+    pub unsigned: u64,
+    /// What foca refused for another reason.
+    pub refused: u64,
+    /// New generations of this node in this process.
+    pub renewals: u64,
+}
+
+/// The machine of one node.
+pub struct Gossip {
+    foca: Foca<Member, Codec, StdRng, Items>,
+    rng: StdRng,
+    verifier: Arc<dyn HeadVerifier>,
+    seeds: Vec<SocketAddr>,
+    remembered: Vec<Member>,
+    /// Who is there, as far as this node knows.
+    up: BTreeMap<NodeId, Member>,
+    /// The generation that each member last showed itself, over its own connection.
+    shown: BTreeMap<NodeId, u64>,
+    quotas: BTreeMap<NodeId, Quota>,
+    barred: BTreeSet<NodeId>,
+    heads: Heads,
+    timers: Timers,
+    counters: Counters,
+    probe: Duration,
+    /// The number of members that foca's configuration is for.
+    sized_for: u32,
+    /// The highest generation that anybody named for this node.
+    named: u64,
+    renewed: Option<Time>,
+    renew_pause: Duration,
+    announced: u32,
+    sync_pause: Duration,
+    joined: bool,
+    left: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Quota {
+    left: u32,
+    at: Time,
+}
+
+impl Gossip {
+    /// A node that knows nobody yet.
+    pub fn new(config: Config, verifier: Arc<dyn HeadVerifier>) -> Self {
+        let Config {
+            own,
+            mut seeds,
+            mut remembered,
+            seed,
+        } = config;
+        let own = Member::new(own.id, own.addr, own.generation);
+        seeds.truncate(MAX_SEEDS);
+        remembered.retain(|member| member.id != own.id);
+        remembered.truncate(MAX_REMEMBERED);
+        let mut rng = StdRng::from_seed(seed);
+        let focas = StdRng::from_rng(&mut rng);
+        Self {
+            foca: Foca::with_custom_broadcast(own, tuned(SMALLEST), focas, Codec, Items),
+            rng,
+            verifier,
+            seeds,
+            remembered,
+            up: BTreeMap::new(),
+            shown: BTreeMap::new(),
+            quotas: BTreeMap::new(),
+            barred: BTreeSet::new(),
+            heads: Heads::default(),
+            timers: Timers::default(),
+            counters: Counters::default(),
+            probe: MIN_PROBE,
+            sized_for: SMALLEST,
+            named: own.generation,
+            renewed: None,
+            renew_pause: RENEW_EVERY,
+            announced: 0,
+            sync_pause: FIRST_SYNC,
+            joined: false,
+            left: false,
+        }
+    }
+
+    /// This node as it is now.
+    pub fn own(&self) -> Member {
+        *self.foca.identity()
+    }
+
+    /// Who is there, apart from this node.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.up.values()
+    }
+
+    /// What was dropped so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// When [`Input::Tick`] is due.
+    pub fn next_wake(&self) -> Option<Time> {
+        self.timers.next()
+    }
+
+    /// What this node knows of all members, in parts for a stream. The first has the heads.
+    pub fn parts(&self) -> Vec<Vec<u8>> {
+        let updates: Vec<&Update> = self.foca.iter_membership_state().collect();
+        let own = Update::alive(self.own());
+        let all: Vec<&Update> = updates.into_iter().chain([&own]).collect();
+        let mut heads = self.heads.items();
+        let part = |updates: &[&Update]| {
+            let items = std::mem::take(&mut heads);
+            let mut w = Writer::new();
+            w.u16(u16::try_from(items.len()).unwrap_or(u16::MAX));
+            items
+                .iter()
+                .for_each(|item| write_item(&item.to_bytes(), &mut w));
+            updates
+                .iter()
+                .for_each(|update| write_update(update, &mut w));
+            w.finish()
+        };
+        all.chunks(MEMBERS_PER_PART).map(part).collect()
+    }
+
+    /// Takes one input and says what is to be done, in order.
+    pub fn handle(&mut self, input: Input<'_>, now: Time) -> Vec<Output> {
+        let mut out = Vec::new();
+        match input {
+            Input::Start => self.start(now, &mut out),
+            Input::Datagram { from, bytes } => {
+                if let Err(_malformed) = self.datagram(from, bytes, now, &mut out) {
+                    self.counters.malformed += 1;
+                }
+            }
+            Input::Part { from, bytes } => {
+                if let Err(_malformed) = self.part(from, bytes, now, &mut out) {
+                    self.counters.malformed += 1;
+                }
+            }
+            Input::Connected { node, addr } => {
+                let to = self.up.get(&node).copied();
+                let to = to.unwrap_or(Member::new(node, addr, 0));
+                out.extend(self.told(to, 0));
+            }
+            Input::Reached { node, addr } => self.reached(node, addr, now, &mut out),
+            Input::Head(head) => {
+                let taken = self.heads.take_verified(head);
+                // Whoever says so knows it already.
+                match taken {
+                    Taken::New(head) => self.spread(&Item::Head(*head.signed()), now, &mut out),
+                    other => self.taken(other, now, &mut out),
+                }
+            }
+            Input::RoundTrip(rtt) => self.probe = (rtt * 3).clamp(MIN_PROBE, MAX_PROBE),
+            Input::Barred(nodes) => self.bar(nodes, now, &mut out),
+            Input::Tick => self.tick(now, &mut out),
+            Input::Leave => self.leave(now, &mut out),
+        }
+        out
+    }
+
+    fn start(&mut self, now: Time, out: &mut Vec<Output>) {
+        out.push(self.to_remember());
+        self.timers.set(Chore::Announce, now);
+        self.timers.set(Chore::Heads, now + HEADS_EVERY);
+        self.tick(now, out);
+    }
+
+    fn leave(&mut self, now: Time, out: &mut Vec<Output>) {
+        out.push(self.to_remember());
+        self.left = true;
+        let mut runtime = AccumulatingRuntime::new();
+        let result = self.foca.leave_cluster(&mut runtime);
+        self.finish(result, runtime, now, out);
+    }
+
+    fn tick(&mut self, now: Time, out: &mut Vec<Output>) {
+        while let Some(due) = self.timers.pop(now) {
+            match due {
+                Due::Chore(chore) => self.chore(chore, now, out),
+                Due::Foca(timer) => {
+                    let mut runtime = AccumulatingRuntime::new();
+                    let result = self.foca.handle_timer(timer, &mut runtime);
+                    self.finish(result, runtime, now, out);
+                }
+            }
+        }
+    }
+
+    fn chore(&mut self, chore: Chore, now: Time, out: &mut Vec<Output>) {
+        if self.left {
+            return;
+        }
+        match chore {
+            Chore::Announce => self.announce(now, out),
+            Chore::Renew => self.renew(now, out),
+            Chore::Sync => {
+                out.extend(self.any_member().map(Output::SyncWith));
+                out.extend(self.missing_seed().map(Output::Reach));
+                let pause = self.jittered(self.sync_pause);
+                self.timers.set(Chore::Sync, now + pause);
+                self.sync_pause = (self.sync_pause * 2).min(SYNC_EVERY);
+            }
+            Chore::Heads => {
+                if let Some(to) = self.any_member() {
+                    out.extend(self.told(to, 0));
+                }
+                self.timers.set(Chore::Heads, now + HEADS_EVERY);
+            }
+            Chore::Remember => out.push(self.to_remember()),
+        }
+    }
+}
+
+/// Joining, and coming back.
+impl Gossip {
+    /// Tells some of those who may be there that this node is. Foca does it once, and a lost
+    /// packet would leave the node alone for ever.
+    fn announce(&mut self, now: Time, out: &mut Vec<Output>) {
+        if self.joined {
+            return;
+        }
+        let known = self.up.values().chain(&self.remembered).copied();
+        let known: Vec<Member> = known.filter(|to| !self.barred.contains(&to.id)).collect();
+        let seeds = self.seeds.clone();
+        for addr in self.some_of(seeds) {
+            out.push(Output::Reach(addr));
+        }
+        for member in self.some_of(known) {
+            self.announce_to(member, now, out);
+        }
+        let doubled = FIRST_ANNOUNCE_BACKOFF * (1 << self.announced.min(16));
+        self.announced = self.announced.saturating_add(1);
+        let pause = self.jittered(doubled.min(MAX_ANNOUNCE_BACKOFF));
+        self.timers.set(Chore::Announce, now + pause);
+    }
+
+    /// Whatever its generation is: an announcement is for the node.
+    fn announce_to(&mut self, to: Member, now: Time, out: &mut Vec<Output>) {
+        let mut runtime = AccumulatingRuntime::new();
+        let result = self.foca.announce(to, &mut runtime);
+        self.finish(result, runtime, now, out);
+    }
+
+    fn reached(&mut self, node: NodeId, addr: SocketAddr, now: Time, out: &mut Vec<Output>) {
+        let known = node == self.own().id || self.up.contains_key(&node);
+        if self.left || (known && self.joined) || self.barred.contains(&node) {
+            return;
+        }
+        self.announce_to(Member::new(node, addr, 0), now, out);
+    }
+
+    /// A seed that is no member here: half of the cluster may be behind it.
+    fn missing_seed(&mut self) -> Option<SocketAddr> {
+        let there: BTreeSet<SocketAddr> = self.up.values().map(|member| member.addr).collect();
+        let own = self.own().addr;
+        let missing = self.seeds.iter().copied();
+        let missing: Vec<_> = missing
+            .filter(|addr| *addr != own && !there.contains(addr))
+            .collect();
+        self.one_of(&missing)
+    }
+
+    /// The cluster holds this node for dead, and death cannot be taken back: it goes on in a new
+    /// life, but not at once each time, or two nodes would do nothing else.
+    fn declared_dead(&mut self, now: Time) {
+        if self.left || self.timers.is_set(Chore::Renew) {
+            return;
+        }
+        let at = match self.renewed {
+            Some(last) if now.since(last) < self.renew_pause * 2 => {
+                let at = last + self.renew_pause;
+                self.renew_pause = (self.renew_pause * 2).min(MAX_RENEW_BACKOFF);
+                at
+            }
+            _ => {
+                self.renew_pause = RENEW_EVERY;
+                now
+            }
+        };
+        self.timers.set(Chore::Renew, at.max(now));
+    }
+
+    fn renew(&mut self, now: Time, out: &mut Vec<Output>) {
+        let own = self.own();
+        let generation = self.named.max(own.generation) + 1;
+        if generation > MAX_GENERATION {
+            return;
+        }
+        self.renewed = Some(now);
+        self.named = generation;
+        self.counters.renewals += 1;
+        let mut runtime = AccumulatingRuntime::new();
+        let next = Member::new(own.id, own.addr, generation);
+        let result = self.foca.change_identity(next, &mut runtime);
+        out.push(self.to_remember());
+        self.joined = false;
+        self.announced = 0;
+        self.finish(result, runtime, now, out);
+        self.announce(now, out);
+    }
+
+    fn to_remember(&mut self) -> Output {
+        self.timers.clear(Chore::Remember);
+        let mut members: Vec<Member> = self.up.values().copied().collect();
+        if members.len() > MAX_REMEMBERED {
+            // Any of them will do, and not the same at all nodes.
+            for place in 0..MAX_REMEMBERED {
+                let other = self.rng.random_range(place..members.len());
+                members.swap(place, other);
+            }
+            members.truncate(MAX_REMEMBERED);
+        }
+        if members.is_empty() {
+            // Alone for a while is no reason to forget where the others were.
+            members.clone_from(&self.remembered);
+        } else {
+            self.remembered.clone_from(&members);
+        }
+        Output::Remember {
+            generation: self.own().generation,
+            members,
+        }
+    }
+
+    fn any_member(&mut self) -> Option<Member> {
+        let count = self.up.len();
+        let place = (count > 0).then(|| self.rng.random_range(0..count))?;
+        self.up.values().nth(place).copied()
+    }
+
+    fn one_of<T: Copy>(&mut self, of: &[T]) -> Option<T> {
+        let place = (!of.is_empty()).then(|| self.rng.random_range(0..of.len()))?;
+        of.get(place).copied()
+    }
+
+    fn some_of<T>(&mut self, mut of: Vec<T>) -> Vec<T> {
+        for place in 0..of.len().min(ANNOUNCE_FANOUT) {
+            let other = self.rng.random_range(place..of.len());
+            of.swap(place, other);
+        }
+        of.truncate(ANNOUNCE_FANOUT);
+        of
+    }
+
+    /// Spreads nodes that started at the same moment.
+    fn jittered(&mut self, pause: Duration) -> Duration {
+        pause.mul_f64(self.rng.random_range(0.5..1.0))
+    }
+}
+
+/// What comes from others.
+impl Gossip {
+    fn datagram(
+        &mut self,
+        from: NodeId,
+        bytes: &[u8],
+        now: Time,
+        out: &mut Vec<Output>,
+    ) -> Result<(), DecodeError> {
+        if !self.may_send(from, now) {
+            return Ok(());
+        }
+        if bytes.len() > MAX_GOSSIP_PACKET {
+            return Err(DecodeError::Value("a gossip packet that is too long"));
+        }
+        match bytes.split_first() {
+            Some((&MEMBERSHIP, packet)) => self.packet(from, packet, now, out),
+            Some((&HEADS, heads)) => self.told_by(from, heads, now, out),
+            Some((&other, _)) => Err(DecodeError::Tag(other)),
+            None => Err(DecodeError::Short { missing: 1 }),
+        }
+    }
+
+    fn may_send(&mut self, from: NodeId, now: Time) -> bool {
+        self.counters.taken += 1;
+        if self.left {
+            return false;
+        }
+        if self.barred.contains(&from) {
+            self.counters.barred += 1;
+            return false;
+        }
+        if self.quotas.len() >= MAX_MEMBERS && !self.quotas.contains_key(&from) {
+            // Who has been silent for a while has its whole quota anyway.
+            self.quotas
+                .retain(|_, quota| now.since(quota.at) < Duration::from_secs(10));
+        }
+        let full = Quota {
+            left: MAX_GOSSIP_BURST,
+            at: now,
+        };
+        if self.quotas.len() >= MAX_MEMBERS && !self.quotas.contains_key(&from) {
+            self.counters.throttled += 1;
+            return false;
+        }
+        let quota = self.quotas.entry(from).or_insert(full);
+        if !quota.take(now) {
+            self.counters.throttled += 1;
+            return false;
+        }
+        true
+    }
+
+    fn packet(
+        &mut self,
+        from: NodeId,
+        bytes: &[u8],
+        now: Time,
+        out: &mut Vec<Output>,
+    ) -> Result<(), DecodeError> {
+        let mut packet = Packet::read(bytes)?;
+        let source = packet.header.src;
+        if source.id != from {
+            self.counters.forged += 1;
+            return Ok(());
+        }
+        if source.generation > MAX_GENERATION || !self.has_room(source.id) {
+            self.counters.too_new += u64::from(source.generation > MAX_GENERATION);
+            return Ok(());
+        }
+        if self.shown.len() < MAX_MEMBERS || self.shown.contains_key(&from) {
+            let shown = self.shown.entry(from).or_default();
+            *shown = source.generation.max(*shown);
+        }
+        let before = packet.updates.len();
+        let updates = std::mem::take(&mut packet.updates);
+        packet.updates = self.believable(updates);
+        let mut runtime = AccumulatingRuntime::new();
+        let result = match packet.updates.len() == before {
+            true => self.foca.handle_data(&bytes[..packet.len], &mut runtime),
+            false => self.foca.handle_data(&packet.to_bytes(), &mut runtime),
+        };
+        self.finish(result, runtime, now, out);
+        for item in &packet.items {
+            let taken = self.heads.take(item, &*self.verifier);
+            self.taken(taken, now, out);
+        }
+        Ok(())
+    }
+
+    fn part(
+        &mut self,
+        from: NodeId,
+        bytes: &[u8],
+        now: Time,
+        out: &mut Vec<Output>,
+    ) -> Result<(), DecodeError> {
+        if !self.may_send(from, now) {
+            return Ok(());
+        }
+        let mut r = Reader::new(bytes);
+        let mut items = Vec::new();
+        for _ in 0..r.u16()? {
+            let len = usize::from(r.u16()?);
+            items.push(r.raw(len)?);
+        }
+        let mut updates = Vec::new();
+        while r.remaining() > 0 {
+            updates.push(read_update(&mut r)?);
+        }
+        if updates.len() > MEMBERS_PER_PART {
+            return Err(DecodeError::Value("a part with too many members"));
+        }
+        // Of the dead only those count whom this node holds for alive: else two nodes would
+        // remind each other of them for ever.
+        let news = |update: &Update| {
+            update.state() != State::Down || self.up.contains_key(&update.id().id)
+        };
+        updates.retain(news);
+        let updates = self.believable(updates);
+        let mut runtime = AccumulatingRuntime::new();
+        let result = self
+            .foca
+            .apply_many(updates.into_iter(), false, &mut runtime);
+        self.finish(result, runtime, now, out);
+        for item in items {
+            let taken = self.heads.take(item, &*self.verifier);
+            self.taken(taken, now, out);
+        }
+        Ok(())
+    }
+
+    /// Of what someone says about others, that which may be true.
+    fn believable(&mut self, mut updates: Vec<Update>) -> Vec<Update> {
+        let own = self.own().id;
+        updates.retain(|update| {
+            let member = update.id();
+            let shown = self.shown.get(&member.id).copied().unwrap_or(0);
+            let bound = shown.saturating_add(MAX_GENERATION_STEP);
+            let bound = match member.id == own {
+                // What a life of ours may have been called is for us to know.
+                true => self.named.saturating_add(MAX_GENERATION_STEP),
+                false => bound,
+            };
+            if member.generation > bound.max(MAX_HEARD_GENERATION).min(MAX_GENERATION) {
+                self.counters.too_new += 1;
+                return false;
+            }
+            if member.id == own {
+                self.named = self.named.max(member.generation);
+            }
+            if self.barred.contains(&member.id) && update.state() != State::Down {
+                return false;
+            }
+            true
+        });
+        let room = MAX_MEMBERS.saturating_sub(self.foca.iter_membership_state().len());
+        if updates.len() > room {
+            let known = self.known();
+            let mut new = 0;
+            updates.retain(|update| {
+                let fits = known.contains(&update.id().id) || {
+                    new += 1;
+                    new <= room
+                };
+                self.counters.too_many += u64::from(!fits);
+                fits
+            });
+        }
+        updates
+    }
+
+    fn has_room(&mut self, node: NodeId) -> bool {
+        let full = self.foca.iter_membership_state().len() >= MAX_MEMBERS;
+        let fits = !full || self.known().contains(&node);
+        self.counters.too_many += u64::from(!fits);
+        fits
+    }
+
+    fn known(&self) -> BTreeSet<NodeId> {
+        let state = self.foca.iter_membership_state();
+        state.map(|update| update.id().id).collect()
+    }
+
+    fn bar(&mut self, nodes: BTreeSet<NodeId>, now: Time, out: &mut Vec<Output>) {
+        self.barred = nodes;
+        self.remembered
+            .retain(|member| !self.barred.contains(&member.id));
+        let gone = self
+            .up
+            .values()
+            .filter(|member| self.barred.contains(&member.id));
+        let gone: Vec<Update> = gone.map(|member| Update::down(*member)).collect();
+        let mut runtime = AccumulatingRuntime::new();
+        let result = self.foca.apply_many(gone.into_iter(), true, &mut runtime);
+        self.finish(result, runtime, now, out);
+    }
+}
+
+/// Heads.
+impl Gossip {
+    /// A datagram with the heads that this node has. An empty one asks for those of the other.
+    fn told(&self, to: Member, flags: u8) -> Option<Output> {
+        if self.left || self.barred.contains(&to.id) {
+            return None;
+        }
+        let mut w = Writer::new();
+        w.u8(HEADS).u8(flags);
+        let mut left = MAX_GOSSIP_PACKET - 2;
+        for item in self.heads.items() {
+            let item = item.to_bytes();
+            if item.len() + 2 > left {
+                break;
+            }
+            left -= item.len() + 2;
+            write_item(&item, &mut w);
+        }
+        let bytes = w.finish();
+        Some(Output::Send { to, bytes })
+    }
+
+    fn told_by(
+        &mut self,
+        from: NodeId,
+        bytes: &[u8],
+        now: Time,
+        out: &mut Vec<Output>,
+    ) -> Result<(), DecodeError> {
+        let mut r = Reader::new(bytes);
+        let flags = r.u8()?;
+        let items = read_items(&mut r)?;
+        for item in &items {
+            let taken = self.heads.take(item, &*self.verifier);
+            self.taken(taken, now, out);
+        }
+        if flags & IS_ANSWER == 0
+            && self.heads.know_more_than(&items)
+            && let Some(to) = self.up.get(&from).copied()
+        {
+            out.extend(self.told(to, IS_ANSWER));
+        }
+        Ok(())
+    }
+
+    fn taken(&mut self, taken: Taken, now: Time, out: &mut Vec<Output>) {
+        match taken {
+            Taken::Nothing => {}
+            Taken::Refused => self.counters.unsigned += 1,
+            Taken::New(head) => {
+                out.push(Output::Head(head));
+                self.spread(&Item::Head(*head.signed()), now, out);
+            }
+            Taken::Equivocation(pair) => {
+                out.push(Output::Equivocation(pair.clone()));
+                self.spread(&Item::Equivocation(pair), now, out);
+            }
+        }
+    }
+
+    /// At once, and with the next packets: waiting for those would take seconds.
+    fn spread(&mut self, item: &Item, now: Time, out: &mut Vec<Output>) {
+        if self.left {
+            return;
+        }
+        let mut runtime = AccumulatingRuntime::new();
+        let added = self.foca.add_broadcast(&item.to_bytes());
+        let result = added.and_then(|_| self.foca.broadcast(&mut runtime));
+        self.finish(result, runtime, now, out);
+    }
+}
+
+/// What foca wants.
+impl Gossip {
+    fn finish(
+        &mut self,
+        result: Result<(), foca::Error>,
+        mut runtime: AccumulatingRuntime<Member>,
+        now: Time,
+        out: &mut Vec<Output>,
+    ) {
+        if let Err(_error) = result {
+            self.counters.refused += 1;
+        }
+        while let Some((to, packet)) = runtime.to_send() {
+            // Lives of this node that are over are among the dead that foca looks after.
+            if to.id == self.own().id || self.barred.contains(&to.id) {
+                continue;
+            }
+            let mut bytes = Vec::with_capacity(packet.len() + 1);
+            bytes.push(MEMBERSHIP);
+            bytes.extend_from_slice(&packet);
+            out.push(Output::Send { to, bytes });
+        }
+        while let Some((after, timer)) = runtime.to_schedule() {
+            let after = self.stretched(&timer, after);
+            self.timers.push(now + after, timer);
+        }
+        while let Some(note) = runtime.to_notify() {
+            self.notice(note, now, out);
+        }
+    }
+
+    /// Foca's probe times are fixed when it is made; those here follow the round trips.
+    fn stretched(&self, timer: &Timer<Member>, after: Duration) -> Duration {
+        match timer {
+            Timer::SendIndirectProbe { .. } => self.probe,
+            Timer::ProbeRandomMember(_) => self.probe * 2,
+            Timer::ChangeSuspectToDown { .. } => {
+                after.mul_f64(self.probe.as_secs_f64() / MIN_PROBE.as_secs_f64())
+            }
+            _ => after,
+        }
+    }
+
+    fn notice(&mut self, note: OwnedNotification<Member>, now: Time, out: &mut Vec<Output>) {
+        match note {
+            OwnedNotification::MemberUp(member) => {
+                self.up.insert(member.id, member);
+                out.push(Output::Up(member));
+                self.changed(now);
+            }
+            OwnedNotification::MemberDown(member) => {
+                if self.up.remove(&member.id).is_some() {
+                    out.push(Output::Down(member));
+                    self.changed(now);
+                }
+            }
+            OwnedNotification::Rename(_, member) => {
+                // One that was dead shows as up by itself, if it is.
+                if let Some(up) = self.up.get_mut(&member.id) {
+                    *up = member;
+                    out.push(Output::Up(member));
+                    self.changed(now);
+                }
+            }
+            OwnedNotification::Active => {
+                self.joined = true;
+                self.announced = 0;
+                self.timers.clear(Chore::Announce);
+                self.sync_pause = FIRST_SYNC;
+                self.timers.set(Chore::Sync, now);
+                out.push(Output::Joined);
+            }
+            OwnedNotification::Idle => {
+                self.joined = false;
+                self.timers.clear(Chore::Sync);
+                let pause = self.jittered(FIRST_ANNOUNCE_BACKOFF);
+                self.timers.set(Chore::Announce, now + pause);
+                out.push(Output::Alone);
+            }
+            OwnedNotification::Defunct => self.declared_dead(now),
+            OwnedNotification::Rejoin(_) => {}
+        }
+    }
+
+    fn changed(&mut self, now: Time) {
+        if !self.timers.is_set(Chore::Remember) {
+            self.timers.set(Chore::Remember, now + REMEMBER_EVERY);
+        }
+        let members = u32::try_from(self.up.len() + 1).unwrap_or(u32::MAX);
+        let members = members.max(SMALLEST);
+        if members > self.sized_for * 2 || members < self.sized_for / 4 {
+            self.sized_for = members;
+            if self.foca.set_config(tuned(members)).is_err() {
+                self.counters.refused += 1;
+            }
+        }
+    }
+}
+
+impl Quota {
+    fn take(&mut self, now: Time) -> bool {
+        let micros = now.since(self.at).as_micros();
+        let earned = micros * u128::from(MAX_GOSSIP_PER_SEC) / 1_000_000;
+        if earned > 0 {
+            let earned = u32::try_from(earned).unwrap_or(u32::MAX);
+            self.left = self.left.saturating_add(earned).min(MAX_GOSSIP_BURST);
+            self.at = now;
+        }
+        let may = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        may
+    }
+}
+
+/// Foca's numbers for a cluster of this size: those of its LAN profile, whose times the machine
+/// stretches where round trips are long. Dead members are asked more often than there, since that
+/// is how two halves of a cluster find each other after a cut.
+fn tuned(members: u32) -> foca::Config {
+    const FEW: NonZeroUsize = NonZeroUsize::new(3).unwrap();
+    const PACKET: NonZeroUsize = NonZeroUsize::new(MAX_GOSSIP_PACKET - 1).unwrap();
+    let members = NonZeroU32::new(members).unwrap_or(NonZeroU32::MIN);
+    foca::Config {
+        max_packet_size: PACKET,
+        remove_down_after: Some(REMEMBER_DEAD),
+        probe_rtt: MIN_PROBE,
+        probe_period: MIN_PROBE * 2,
+        periodic_announce_to_down_members: Some(PeriodicParams {
+            frequency: Duration::from_secs(15),
+            num_members: FEW,
+        }),
+        ..foca::Config::new_lan(members)
+    }
+}
+
+#[cfg(test)]
+mod tests;
