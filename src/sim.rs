@@ -6,9 +6,10 @@
 //! the feature `sim`.
 //!
 //! `model` tries every order of events in small clusters of the production machines, with the
-//! exhaustive [`search`].
+//! exhaustive [`search`]. [`gossip`] is a world of its own, for the membership alone.
 
 pub mod check;
+pub mod gossip;
 pub mod history;
 #[cfg(feature = "mutants")]
 pub mod model;
