@@ -109,7 +109,7 @@ pub enum Input<'a> {
         bytes: &'a [u8],
     },
     /// The worker has verified a head.
-    Head(VerifiedHead),
+    Head(Box<VerifiedHead>),
     /// A round trip that nearly all members stay below.
     RoundTrip(Duration),
     /// All nodes whose certificates are refused from now on.
@@ -319,7 +319,7 @@ impl Gossip {
             }
             Input::Reached { node, addr } => self.reached(node, addr, now, &mut out),
             Input::Head(head) => {
-                let taken = self.heads.take_verified(head);
+                let taken = self.heads.take_verified(*head);
                 // Whoever says so knows it already.
                 match taken {
                     Taken::New(head) => self.spread(&Item::Head(*head.signed()), now, &mut out),
@@ -335,14 +335,14 @@ impl Gossip {
     }
 
     fn start(&mut self, now: Time, out: &mut Vec<Output>) {
-        out.push(self.to_remember());
+        out.push(self.remember());
         self.timers.set(Chore::Announce, now);
         self.timers.set(Chore::Heads, now + HEADS_EVERY);
         self.tick(now, out);
     }
 
     fn leave(&mut self, now: Time, out: &mut Vec<Output>) {
-        out.push(self.to_remember());
+        out.push(self.remember());
         self.left = true;
         let mut runtime = AccumulatingRuntime::new();
         let result = self.foca.leave_cluster(&mut runtime);
@@ -382,7 +382,7 @@ impl Gossip {
                 }
                 self.timers.set(Chore::Heads, now + HEADS_EVERY);
             }
-            Chore::Remember => out.push(self.to_remember()),
+            Chore::Remember => out.push(self.remember()),
         }
     }
 }
@@ -468,14 +468,14 @@ impl Gossip {
         let mut runtime = AccumulatingRuntime::new();
         let next = Member::new(own.id, own.addr, generation);
         let result = self.foca.change_identity(next, &mut runtime);
-        out.push(self.to_remember());
+        out.push(self.remember());
         self.joined = false;
         self.announced = 0;
         self.finish(result, runtime, now, out);
         self.announce(now, out);
     }
 
-    fn to_remember(&mut self) -> Output {
+    fn remember(&mut self) -> Output {
         self.timers.clear(Chore::Remember);
         let mut members: Vec<Member> = self.up.values().copied().collect();
         if members.len() > MAX_REMEMBERED {
@@ -668,7 +668,7 @@ impl Gossip {
                 true => self.named.saturating_add(MAX_GENERATION_STEP),
                 false => bound,
             };
-            if member.generation > bound.max(MAX_HEARD_GENERATION).min(MAX_GENERATION) {
+            if member.generation > bound.clamp(MAX_HEARD_GENERATION, MAX_GENERATION) {
                 self.counters.too_new += 1;
                 return false;
             }
@@ -773,7 +773,7 @@ impl Gossip {
             Taken::Nothing => {}
             Taken::Refused => self.counters.unsigned += 1,
             Taken::New(head) => {
-                out.push(Output::Head(head));
+                out.push(Output::Head(*head));
                 self.spread(&Item::Head(*head.signed()), now, out);
             }
             Taken::Equivocation(pair) => {

@@ -158,7 +158,7 @@ impl Cluster {
     /// A node learns of a head from the coordinator.
     pub fn publish(&mut self, at: usize, rev: u64) {
         self.heads[at] = rev;
-        self.input(at, Input::Head(head(rev)));
+        self.input(at, Input::Head(Box::new(head(rev))));
     }
 
     /// Separates the two halves, or joins them again.
@@ -168,8 +168,13 @@ impl Cluster {
         self.links.retain(|(a, b), _| (*a < half) == (*b < half));
     }
 
+    /// Runs until no node lists one of the other half.
+    pub fn until_halves_are_apart(&mut self, within: Duration) -> Option<Duration> {
+        self.until(within, |cluster| cluster.seen_over_the_cut() == 0)
+    }
+
     /// The most members that any node lists of the other half.
-    pub fn seen_over_the_cut(&self) -> usize {
+    fn seen_over_the_cut(&self) -> usize {
         let half = self.plan.nodes / 2;
         let over = |n: usize| {
             let other = |member: &&Member| (self.ids[&member.id] < half) != (n < half);
@@ -184,7 +189,7 @@ impl Cluster {
     }
 
     fn until(&mut self, within: Duration, done: impl Fn(&Self) -> bool) -> Option<Duration> {
-        const LOOK_EVERY: Duration = Duration::from_millis(10);
+        const LOOK_EVERY: Duration = Duration::from_millis(50);
         let start = self.now;
         let end = start + within;
         let mut look = start;

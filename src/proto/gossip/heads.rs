@@ -102,7 +102,7 @@ pub(super) enum Taken {
     /// No head, or one that no pinned key signed, or of one catalog too many.
     Refused,
     /// Newer than all before it, and signed.
-    New(VerifiedHead),
+    New(Box<VerifiedHead>),
     /// The first proof for its catalog.
     Equivocation(Box<Pair>),
 }
@@ -174,7 +174,7 @@ impl Heads {
         while known.heads.len() > MAX_KEPT_HEADS {
             known.heads.pop_first();
         }
-        Taken::New(head)
+        Taken::New(Box::new(head))
     }
 
     fn take_proof(&mut self, pair: Box<Pair>, verifier: &dyn HeadVerifier) -> Taken {

@@ -357,7 +357,7 @@ fn a_member_whose_certificate_is_refused_is_gone_and_does_not_come_back() {
 fn a_head_reaches_all_at_once_and_an_older_one_nobody() {
     let mut net = Net::new(6);
     net.run(Duration::from_secs(70));
-    net.input(0, Input::Head(verified(5)));
+    net.input(0, Input::Head(Box::new(verified(5))));
     net.run(Duration::from_secs(2));
     let mut knowing: Vec<usize> = net.heads.iter().map(|(n, _)| *n).collect();
     knowing.sort_unstable();
@@ -367,7 +367,7 @@ fn a_head_reaches_all_at_once_and_an_older_one_nobody() {
         "each once, and not whoever said it"
     );
     net.heads.clear();
-    net.input(3, Input::Head(verified(4)));
+    net.input(3, Input::Head(Box::new(verified(4))));
     net.run(Duration::from_secs(60));
     assert_eq!(net.heads, []);
 }
@@ -388,7 +388,7 @@ fn a_head_that_no_pinned_key_signed_is_neither_kept_nor_spread() {
 #[test]
 fn a_late_connection_tells_which_heads_there_are() {
     let mut net = Net::new(3);
-    net.input(0, Input::Head(verified(5)));
+    net.input(0, Input::Head(Box::new(verified(5))));
     net.run(Duration::from_secs(70));
     net.heads.clear();
     net.nodes[2] = machine(2, 2, &[], Vec::new());
@@ -403,7 +403,7 @@ fn a_late_connection_tells_which_heads_there_are() {
 fn two_heads_for_one_revision_are_shown_to_everybody_once() {
     let mut net = Net::new(4);
     net.run(Duration::from_secs(70));
-    net.input(0, Input::Head(verified(5)));
+    net.input(0, Input::Head(Box::new(verified(5))));
     net.run(Duration::from_secs(5));
     let other = head(5, 1, &key());
     net.told(3, 1, &items(&[Item::Head(other)]));
@@ -422,7 +422,7 @@ fn the_same_seed_gives_the_same_outputs() {
     let log = || {
         let mut net = Net::new(5);
         net.run(Duration::from_secs(30));
-        net.input(2, Input::Head(verified(3)));
+        net.input(2, Input::Head(Box::new(verified(3))));
         net.dead.insert(1);
         net.run(Duration::from_secs(60));
         net.log
