@@ -223,9 +223,13 @@ fn a_node_whose_seed_is_late_announces_itself_until_it_is_answered() {
     net.input(1, Input::Start);
     net.run(Duration::from_secs(120));
     assert_eq!(net.sees(1, 0), None);
+    // It knows nobody, so it is for the other to find it.
+    net.nodes[0] = machine(0, 2, &[], Vec::new());
     net.dead.clear();
+    net.input(0, Input::Start);
     net.run(MAX_ANNOUNCE_BACKOFF);
-    assert_eq!(net.sees(1, 0), Some(1));
+    assert_eq!(net.sees(1, 0), Some(2));
+    assert_eq!(net.sees(0, 1), Some(2));
 }
 
 #[test]
