@@ -23,6 +23,7 @@
 
 mod heads;
 mod member;
+mod remembered;
 mod timer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +40,7 @@ pub use self::heads::Pair;
 use self::heads::{Heads, Item, Items, Taken};
 pub use self::member::Member;
 use self::member::{Codec, Packet, Update, read_items, read_update, write_item, write_update};
+pub use self::remembered::Remembered;
 use self::timer::{Chore, Due, Timers};
 use crate::catalog::{HeadVerifier, VerifiedHead};
 use crate::codec::{DecodeError, Reader, Writer};
@@ -64,13 +66,14 @@ const IS_ANSWER: u8 = 1;
 /// How a node starts.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// This node: its id, the address where others reach it, and a generation above every one
-    /// that it had before.
-    pub own: Member,
+    /// This node.
+    pub id: NodeId,
+    /// Where others reach it.
+    pub addr: SocketAddr,
     /// Addresses to join by, at most [`MAX_SEEDS`].
     pub seeds: Vec<SocketAddr>,
-    /// Members that were remembered, at most [`MAX_REMEMBERED`].
-    pub remembered: Vec<Member>,
+    /// What it last remembered, or nothing at its first start.
+    pub remembered: Remembered,
     /// Decides every random choice.
     pub seed: [u8; 32],
 }
@@ -144,12 +147,7 @@ pub enum Output {
     /// Two heads for one revision: the head key is not honest any more.
     Equivocation(Box<Pair>),
     /// Keep this on disk in place of what was kept before.
-    Remember {
-        /// The generation of this life.
-        generation: u64,
-        /// Members to find the cluster by.
-        members: Vec<Member>,
-    },
+    Remember(Remembered),
     /// The first member has answered.
     Joined,
     /// No member is left.
@@ -220,14 +218,18 @@ impl Gossip {
     /// A node that knows nobody yet.
     pub fn new(config: Config, verifier: Arc<dyn HeadVerifier>) -> Self {
         let Config {
-            own,
+            id,
+            addr,
             mut seeds,
-            mut remembered,
+            remembered,
             seed,
         } = config;
-        let own = Member::new(own.id, own.addr, own.generation);
+        // What it said in its last life must not count in this one.
+        let generation = remembered.generation.saturating_add(1);
+        let own = Member::new(id, addr, generation.min(MAX_GENERATION));
         seeds.truncate(MAX_SEEDS);
-        remembered.retain(|member| member.id != own.id);
+        let mut remembered = remembered.members;
+        remembered.retain(|member| member.id != id);
         remembered.truncate(MAX_REMEMBERED);
         let mut rng = StdRng::from_seed(seed);
         let focas = StdRng::from_rng(&mut rng);
@@ -492,10 +494,10 @@ impl Gossip {
         } else {
             self.remembered.clone_from(&members);
         }
-        Output::Remember {
+        Output::Remember(Remembered {
             generation: self.own().generation,
             members,
-        }
+        })
     }
 
     fn any_member(&mut self) -> Option<Member> {

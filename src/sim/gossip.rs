@@ -15,7 +15,7 @@ use crate::catalog::{
 };
 use crate::identity::{NodeId, NodeUri, Role};
 use crate::proto::Time;
-use crate::proto::gossip::{Config, Counters, Gossip, Input, Member, Output};
+use crate::proto::gossip::{Config, Counters, Gossip, Input, Member, Output, Remembered};
 use crate::proto::limit::MAX_GOSSIP_QUEUE;
 
 /// How long a packet takes.
@@ -388,9 +388,10 @@ fn node(n: usize, random: &mut Random, pinned: PinnedKey) -> Gossip {
         chunk.copy_from_slice(&random.next().to_be_bytes());
     }
     let config = Config {
-        own: Member::new(id(n), addr(n), 1),
+        id: id(n),
+        addr: addr(n),
         seeds: vec![addr(0)],
-        remembered: Vec::new(),
+        remembered: Remembered::default(),
         seed,
     };
     Gossip::new(config, Arc::new(pinned))

@@ -41,11 +41,15 @@ fn verified(rev: u64) -> VerifiedHead {
     signed.verify(&key().pinned()).expect("our own signature")
 }
 
-fn machine(n: usize, generation: u64, seeds: &[usize], remembered: Vec<Member>) -> Gossip {
+fn machine(n: usize, generation: u64, seeds: &[usize], members: Vec<Member>) -> Gossip {
     let config = Config {
-        own: Member::new(id(n), addr(n), generation),
+        id: id(n),
+        addr: addr(n),
         seeds: seeds.iter().map(|n| addr(*n)).collect(),
-        remembered,
+        remembered: Remembered {
+            generation: generation - 1,
+            members,
+        },
         seed: [n as u8; 32],
     };
     Gossip::new(config, Arc::new(key().pinned()))
