@@ -22,7 +22,9 @@
 //! - Membership decides who is asked for bytes, and never what is current.
 
 mod heads;
+mod join;
 mod member;
+mod receive;
 mod remembered;
 mod timer;
 
@@ -32,14 +34,14 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::Duration;
 
-use foca::{AccumulatingRuntime, Foca, OwnedNotification, PeriodicParams, State, Timer};
+use foca::{AccumulatingRuntime, Foca, OwnedNotification, PeriodicParams, Timer};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
 
 pub use self::heads::Pair;
 use self::heads::{Heads, Item, Items, Taken};
 pub use self::member::Member;
-use self::member::{Codec, Packet, Update, read_items, read_update, write_item, write_update};
+use self::member::{Codec, Update, read_items, write_item, write_update};
 pub use self::remembered::Remembered;
 use self::timer::{Chore, Due, Timers};
 use crate::catalog::{HeadVerifier, VerifiedHead};
@@ -47,10 +49,9 @@ use crate::codec::{DecodeError, Reader, Writer};
 use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::limit::{
-    ANNOUNCE_FANOUT, FIRST_ANNOUNCE_BACKOFF, FIRST_SYNC, HEADS_EVERY, MAX_ANNOUNCE_BACKOFF,
-    MAX_GENERATION, MAX_GENERATION_STEP, MAX_GOSSIP_BURST, MAX_GOSSIP_PACKET, MAX_GOSSIP_PER_SEC,
-    MAX_HEARD_GENERATION, MAX_MEMBERS, MAX_PROBE, MAX_REMEMBERED, MAX_RENEW_BACKOFF, MAX_SEEDS,
-    MEMBERS_PER_PART, MIN_PROBE, REMEMBER_DEAD, REMEMBER_EVERY, RENEW_EVERY, SYNC_EVERY,
+    FIRST_ANNOUNCE_BACKOFF, FIRST_SYNC, HEADS_EVERY, MAX_GENERATION, MAX_GOSSIP_PACKET, MAX_PROBE,
+    MAX_REMEMBERED, MAX_SEEDS, MEMBERS_PER_PART, MIN_PROBE, REMEMBER_DEAD, REMEMBER_EVERY,
+    RENEW_EVERY, SYNC_EVERY,
 };
 
 /// First byte of a datagram of the membership.
@@ -163,13 +164,13 @@ pub struct Counters {
     pub malformed: u64,
     /// The source was not the node at the other end of the connection.
     pub forged: u64,
-    /// Their sender sends more than [`MAX_GOSSIP_PER_SEC`].
+    /// Their sender sends more than [`MAX_GOSSIP_PER_SEC`](crate::proto::limit::MAX_GOSSIP_PER_SEC).
     pub throttled: u64,
     /// Their sender's certificate is refused.
     pub barred: u64,
     /// Members that were heard of with a generation that they cannot have.
     pub too_new: u64,
-    /// Members beyond [`MAX_MEMBERS`].
+    /// Members beyond [`MAX_MEMBERS`](crate::proto::limit::MAX_MEMBERS).
     pub too_many: u64,
     /// Heads that no pinned key signed.
     pub unsigned: u64,
@@ -389,342 +390,6 @@ impl Gossip {
     }
 }
 
-/// Joining, and coming back.
-impl Gossip {
-    /// Tells some of those who may be there that this node is. Foca does it once, and a lost
-    /// packet would leave the node alone for ever.
-    fn announce(&mut self, now: Time, out: &mut Vec<Output>) {
-        if self.joined {
-            return;
-        }
-        let known = self.up.values().chain(&self.remembered).copied();
-        let known: Vec<Member> = known.filter(|to| !self.barred.contains(&to.id)).collect();
-        let seeds = self.seeds.clone();
-        for addr in self.some_of(seeds) {
-            out.push(Output::Reach(addr));
-        }
-        for member in self.some_of(known) {
-            self.announce_to(member, now, out);
-        }
-        let doubled = FIRST_ANNOUNCE_BACKOFF * (1 << self.announced.min(16));
-        self.announced = self.announced.saturating_add(1);
-        let pause = self.jittered(doubled.min(MAX_ANNOUNCE_BACKOFF));
-        self.timers.set(Chore::Announce, now + pause);
-    }
-
-    /// Whatever its generation is: an announcement is for the node.
-    fn announce_to(&mut self, to: Member, now: Time, out: &mut Vec<Output>) {
-        let mut runtime = AccumulatingRuntime::new();
-        let result = self.foca.announce(to, &mut runtime);
-        self.finish(result, runtime, now, out);
-    }
-
-    fn reached(&mut self, node: NodeId, addr: SocketAddr, now: Time, out: &mut Vec<Output>) {
-        let known = node == self.own().id || self.up.contains_key(&node);
-        if self.left || (known && self.joined) || self.barred.contains(&node) {
-            return;
-        }
-        self.announce_to(Member::new(node, addr, 0), now, out);
-    }
-
-    /// A seed that is no member here: half of the cluster may be behind it.
-    fn missing_seed(&mut self) -> Option<SocketAddr> {
-        let there: BTreeSet<SocketAddr> = self.up.values().map(|member| member.addr).collect();
-        let own = self.own().addr;
-        let missing = self.seeds.iter().copied();
-        let missing: Vec<_> = missing
-            .filter(|addr| *addr != own && !there.contains(addr))
-            .collect();
-        self.one_of(&missing)
-    }
-
-    /// The cluster holds this node for dead, and death cannot be taken back: it goes on in a new
-    /// life, but not at once each time, or two nodes would do nothing else.
-    fn declared_dead(&mut self, now: Time) {
-        if self.left || self.timers.is_set(Chore::Renew) {
-            return;
-        }
-        let at = match self.renewed {
-            Some(last) if now.since(last) < self.renew_pause * 2 => {
-                let at = last + self.renew_pause;
-                self.renew_pause = (self.renew_pause * 2).min(MAX_RENEW_BACKOFF);
-                at
-            }
-            _ => {
-                self.renew_pause = RENEW_EVERY;
-                now
-            }
-        };
-        self.timers.set(Chore::Renew, at.max(now));
-    }
-
-    fn renew(&mut self, now: Time, out: &mut Vec<Output>) {
-        let own = self.own();
-        let generation = self.named.max(own.generation) + 1;
-        if generation > MAX_GENERATION {
-            return;
-        }
-        self.renewed = Some(now);
-        self.named = generation;
-        self.counters.renewals += 1;
-        let mut runtime = AccumulatingRuntime::new();
-        let next = Member::new(own.id, own.addr, generation);
-        let result = self.foca.change_identity(next, &mut runtime);
-        out.push(self.remember());
-        self.joined = false;
-        self.announced = 0;
-        self.finish(result, runtime, now, out);
-        self.announce(now, out);
-    }
-
-    fn remember(&mut self) -> Output {
-        self.timers.clear(Chore::Remember);
-        let mut members: Vec<Member> = self.up.values().copied().collect();
-        if members.len() > MAX_REMEMBERED {
-            // Any of them will do, and not the same at all nodes.
-            for place in 0..MAX_REMEMBERED {
-                let other = self.rng.random_range(place..members.len());
-                members.swap(place, other);
-            }
-            members.truncate(MAX_REMEMBERED);
-        }
-        if members.is_empty() {
-            // Alone for a while is no reason to forget where the others were.
-            members.clone_from(&self.remembered);
-        } else {
-            self.remembered.clone_from(&members);
-        }
-        Output::Remember(Remembered {
-            generation: self.own().generation,
-            members,
-        })
-    }
-
-    fn any_member(&mut self) -> Option<Member> {
-        let count = self.up.len();
-        let place = (count > 0).then(|| self.rng.random_range(0..count))?;
-        self.up.values().nth(place).copied()
-    }
-
-    fn one_of<T: Copy>(&mut self, of: &[T]) -> Option<T> {
-        let place = (!of.is_empty()).then(|| self.rng.random_range(0..of.len()))?;
-        of.get(place).copied()
-    }
-
-    fn some_of<T>(&mut self, mut of: Vec<T>) -> Vec<T> {
-        for place in 0..of.len().min(ANNOUNCE_FANOUT) {
-            let other = self.rng.random_range(place..of.len());
-            of.swap(place, other);
-        }
-        of.truncate(ANNOUNCE_FANOUT);
-        of
-    }
-
-    /// Spreads nodes that started at the same moment.
-    fn jittered(&mut self, pause: Duration) -> Duration {
-        pause.mul_f64(self.rng.random_range(0.5..1.0))
-    }
-}
-
-/// What comes from others.
-impl Gossip {
-    fn datagram(
-        &mut self,
-        from: NodeId,
-        bytes: &[u8],
-        now: Time,
-        out: &mut Vec<Output>,
-    ) -> Result<(), DecodeError> {
-        if !self.may_send(from, now) {
-            return Ok(());
-        }
-        if bytes.len() > MAX_GOSSIP_PACKET {
-            return Err(DecodeError::Value("a gossip packet that is too long"));
-        }
-        match bytes.split_first() {
-            Some((&MEMBERSHIP, packet)) => self.packet(from, packet, now, out),
-            Some((&HEADS, heads)) => self.told_by(from, heads, now, out),
-            Some((&other, _)) => Err(DecodeError::Tag(other)),
-            None => Err(DecodeError::Short { missing: 1 }),
-        }
-    }
-
-    fn may_send(&mut self, from: NodeId, now: Time) -> bool {
-        self.counters.taken += 1;
-        if self.left {
-            return false;
-        }
-        if self.barred.contains(&from) {
-            self.counters.barred += 1;
-            return false;
-        }
-        if self.quotas.len() >= MAX_MEMBERS && !self.quotas.contains_key(&from) {
-            // Who has been silent for a while has its whole quota anyway.
-            self.quotas
-                .retain(|_, quota| now.since(quota.at) < Duration::from_secs(10));
-        }
-        let full = Quota {
-            left: MAX_GOSSIP_BURST,
-            at: now,
-        };
-        if self.quotas.len() >= MAX_MEMBERS && !self.quotas.contains_key(&from) {
-            self.counters.throttled += 1;
-            return false;
-        }
-        let quota = self.quotas.entry(from).or_insert(full);
-        if !quota.take(now) {
-            self.counters.throttled += 1;
-            return false;
-        }
-        true
-    }
-
-    fn packet(
-        &mut self,
-        from: NodeId,
-        bytes: &[u8],
-        now: Time,
-        out: &mut Vec<Output>,
-    ) -> Result<(), DecodeError> {
-        let mut packet = Packet::read(bytes)?;
-        let source = packet.header.src;
-        if source.id != from {
-            self.counters.forged += 1;
-            return Ok(());
-        }
-        if source.generation > MAX_GENERATION || !self.has_room(source.id) {
-            self.counters.too_new += u64::from(source.generation > MAX_GENERATION);
-            return Ok(());
-        }
-        if self.shown.len() < MAX_MEMBERS || self.shown.contains_key(&from) {
-            let shown = self.shown.entry(from).or_default();
-            *shown = source.generation.max(*shown);
-        }
-        let before = packet.updates.len();
-        let updates = std::mem::take(&mut packet.updates);
-        packet.updates = self.believable(updates);
-        let mut runtime = AccumulatingRuntime::new();
-        let result = match packet.updates.len() == before {
-            true => self.foca.handle_data(&bytes[..packet.len], &mut runtime),
-            false => self.foca.handle_data(&packet.to_bytes(), &mut runtime),
-        };
-        self.finish(result, runtime, now, out);
-        for item in &packet.items {
-            let taken = self.heads.take(item, &*self.verifier);
-            self.taken(taken, now, out);
-        }
-        Ok(())
-    }
-
-    fn part(
-        &mut self,
-        from: NodeId,
-        bytes: &[u8],
-        now: Time,
-        out: &mut Vec<Output>,
-    ) -> Result<(), DecodeError> {
-        if !self.may_send(from, now) {
-            return Ok(());
-        }
-        let mut r = Reader::new(bytes);
-        let mut items = Vec::new();
-        for _ in 0..r.u16()? {
-            let len = usize::from(r.u16()?);
-            items.push(r.raw(len)?);
-        }
-        let mut updates = Vec::new();
-        while r.remaining() > 0 {
-            updates.push(read_update(&mut r)?);
-        }
-        if updates.len() > MEMBERS_PER_PART {
-            return Err(DecodeError::Value("a part with too many members"));
-        }
-        // Of the dead only those count whom this node holds for alive: else two nodes would
-        // remind each other of them for ever.
-        let news = |update: &Update| {
-            update.state() != State::Down || self.up.contains_key(&update.id().id)
-        };
-        updates.retain(news);
-        let updates = self.believable(updates);
-        let mut runtime = AccumulatingRuntime::new();
-        let result = self
-            .foca
-            .apply_many(updates.into_iter(), false, &mut runtime);
-        self.finish(result, runtime, now, out);
-        for item in items {
-            let taken = self.heads.take(item, &*self.verifier);
-            self.taken(taken, now, out);
-        }
-        Ok(())
-    }
-
-    /// Of what someone says about others, that which may be true.
-    fn believable(&mut self, mut updates: Vec<Update>) -> Vec<Update> {
-        let own = self.own().id;
-        updates.retain(|update| {
-            let member = update.id();
-            let shown = self.shown.get(&member.id).copied().unwrap_or(0);
-            let bound = shown.saturating_add(MAX_GENERATION_STEP);
-            let bound = match member.id == own {
-                // What a life of ours may have been called is for us to know.
-                true => self.named.saturating_add(MAX_GENERATION_STEP),
-                false => bound,
-            };
-            if member.generation > bound.clamp(MAX_HEARD_GENERATION, MAX_GENERATION) {
-                self.counters.too_new += 1;
-                return false;
-            }
-            if member.id == own {
-                self.named = self.named.max(member.generation);
-            }
-            if self.barred.contains(&member.id) && update.state() != State::Down {
-                return false;
-            }
-            true
-        });
-        let room = MAX_MEMBERS.saturating_sub(self.foca.iter_membership_state().len());
-        if updates.len() > room {
-            let known = self.known();
-            let mut new = 0;
-            updates.retain(|update| {
-                let fits = known.contains(&update.id().id) || {
-                    new += 1;
-                    new <= room
-                };
-                self.counters.too_many += u64::from(!fits);
-                fits
-            });
-        }
-        updates
-    }
-
-    fn has_room(&mut self, node: NodeId) -> bool {
-        let full = self.foca.iter_membership_state().len() >= MAX_MEMBERS;
-        let fits = !full || self.known().contains(&node);
-        self.counters.too_many += u64::from(!fits);
-        fits
-    }
-
-    fn known(&self) -> BTreeSet<NodeId> {
-        let state = self.foca.iter_membership_state();
-        state.map(|update| update.id().id).collect()
-    }
-
-    fn bar(&mut self, nodes: BTreeSet<NodeId>, now: Time, out: &mut Vec<Output>) {
-        self.barred = nodes;
-        self.remembered
-            .retain(|member| !self.barred.contains(&member.id));
-        let gone = self
-            .up
-            .values()
-            .filter(|member| self.barred.contains(&member.id));
-        let gone: Vec<Update> = gone.map(|member| Update::down(*member)).collect();
-        let mut runtime = AccumulatingRuntime::new();
-        let result = self.foca.apply_many(gone.into_iter(), true, &mut runtime);
-        self.finish(result, runtime, now, out);
-    }
-}
-
 /// Heads.
 impl Gossip {
     /// A datagram with the heads that this node has. An empty one asks for those of the other.
@@ -893,21 +558,6 @@ impl Gossip {
                 self.counters.refused += 1;
             }
         }
-    }
-}
-
-impl Quota {
-    fn take(&mut self, now: Time) -> bool {
-        let micros = now.since(self.at).as_micros();
-        let earned = micros * u128::from(MAX_GOSSIP_PER_SEC) / 1_000_000;
-        if earned > 0 {
-            let earned = u32::try_from(earned).unwrap_or(u32::MAX);
-            self.left = self.left.saturating_add(earned).min(MAX_GOSSIP_BURST);
-            self.at = now;
-        }
-        let may = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        may
     }
 }
 

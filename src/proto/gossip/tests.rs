@@ -5,9 +5,11 @@ use std::collections::VecDeque;
 use foca::{Header, Message};
 use proptest::prelude::*;
 
+use super::member::Packet;
 use super::*;
 use crate::catalog::{CatalogId, Epoch, Head, HeadHash, HeadKey, Revision, SignedHead, StateRoot};
 use crate::identity::{NodeUri, Role};
+use crate::proto::limit::{MAX_ANNOUNCE_BACKOFF, MAX_GOSSIP_BURST, MAX_HEARD_GENERATION};
 
 /// Outputs that one event may cause before it counts as a storm.
 const STORM: usize = 5_000;
