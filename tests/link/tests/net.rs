@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
@@ -389,7 +390,10 @@ fn nothing_outlives_a_crash() {
     child.kill().expect("it runs");
     child.wait().expect("ended");
     // The end of the output is the end of every process that could write to it.
-    output.read_to_string(&mut String::new()).expect("read");
+    let (send, ended) = channel();
+    thread::spawn(move || send.send(output.read_to_string(&mut String::new())));
+    let ended = ended.recv_timeout(PATIENCE);
+    assert!(ended.is_ok_and(|read| read.is_ok()), "{space} lives on");
     assert!(!is_held(space.trim()), "{space}");
 }
 
