@@ -20,6 +20,9 @@ use tempfile::TempDir;
 /// Longer than anything takes on a busy machine; only a defect reaches it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The program under test.
+pub(crate) const LARDER: &str = env!("CARGO_BIN_EXE_larder");
+
 /// Everything that one test has on disk.
 #[derive(Debug)]
 pub(crate) struct Site(TempDir);
@@ -96,9 +99,12 @@ impl Site {
         Ended::new(args, &command.output().expect("it starts"))
     }
 
-    /// A command that sees nothing of this machine's configuration.
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        self.prepare(Command::new(LARDER), args)
+    }
+
+    /// A command that sees nothing of this machine's configuration.
+    fn prepare(&self, mut command: Command, args: &[&str]) -> Command {
         command
             .args(args)
             .env_clear()
@@ -134,6 +140,19 @@ impl Site {
     /// # Errors
     /// How it ended, if it ended instead of being ready.
     pub(crate) fn start(&self, args: &[&str], name: &str) -> Result<Daemon, Ended> {
+        self.start_as(Command::new(LARDER), args, name)
+    }
+
+    /// The same of a command that runs [`LARDER`] somewhere else.
+    ///
+    /// # Errors
+    /// How it ended, if it ended instead of being ready.
+    pub(crate) fn start_as(
+        &self,
+        command: Command,
+        args: &[&str],
+        name: &str,
+    ) -> Result<Daemon, Ended> {
         let socket = self.path(&format!("{name}.sock"));
         let store = self.path(name);
         let mut all = args.to_vec();
@@ -148,7 +167,7 @@ impl Site {
             }
         }
         let mut child = self
-            .command(&all)
+            .prepare(command, &all)
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

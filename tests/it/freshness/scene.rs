@@ -116,7 +116,8 @@ impl Scene {
         self.ids.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn goes_on(&self) -> bool {
+    /// Whether clients may begin something.
+    pub(super) fn goes_on(&self) -> bool {
         !self.is_over.load(Ordering::Relaxed)
     }
 

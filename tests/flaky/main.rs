@@ -1,0 +1,321 @@
+//! A coordinator and three workers as real processes, over links that fail by a script.
+//!
+//! Each is in a network namespace of its own (`tests/link`). Clients read at every worker and
+//! publish at the coordinator while a scenario is played; what they saw is judged by the checker
+//! that the simulator uses, and each test says on stderr what a user saw. It takes root; without
+//! it the tests say that they are skipped.
+
+#[path = "../it/freshness/scene.rs"]
+#[allow(dead_code, reason = "what other tests do with it as well")]
+mod scene;
+#[path = "../it/site.rs"]
+#[allow(dead_code, reason = "what other tests do with it as well")]
+mod site;
+mod user;
+
+use std::io::Write;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use larder::answer::Freshness;
+use larder::api::Api;
+use larder::bridge::http::HttpClient;
+use larder::clock;
+use larder::proto::Time;
+use larder::sim::check::{Report, check};
+use larder::sim::history::{History, Mode};
+use larder_link::net::{Net, Node};
+use larder_link::play::play;
+use larder_link::scenario::{Action, Scenario};
+use larder_link::{shipped, skips};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::Value;
+
+use self::scene::{NAMES, Scene};
+use self::site::{Daemon, LARDER, PATIENCE, Site};
+use self::user::User;
+
+const WORKERS: usize = 3;
+
+/// Longer than the longest round trip, so that it can be renewed, and over within every cut.
+const LEASE: Duration = Duration::from_secs(2);
+
+/// How clients pace themselves: the tests are about links, and share a machine with others.
+const PACE: Duration = Duration::from_millis(5);
+
+/// What a read may lag that says it may lag.
+const BOUND: Duration = Duration::from_millis(500);
+
+/// Every address is used once, so each node can have the usual port.
+fn listen(node: &Node) -> String {
+    format!("{}:7457", node.address())
+}
+
+/// The processes of one test; the net goes last.
+struct Cluster {
+    coordinator: Daemon,
+    workers: Vec<Option<Daemon>>,
+    _site: Site,
+    net: Net,
+}
+
+impl Cluster {
+    fn new(scenario: &Scenario) -> Self {
+        let net = Net::of(scenario, None).expect("a net");
+        let site = Site::new();
+        let lease = format!("{}ms", LEASE.as_millis());
+        let addrs: Vec<_> = net.nodes().iter().map(listen).collect();
+        let start = |number: usize, args: &[&str]| {
+            let node = net.node(number);
+            let certs = site.identity(args[0], node.name());
+            let mut all = args.to_vec();
+            all.extend(["--certs", &certs, "--listen", &addrs[number - 1]]);
+            let command = node.command(LARDER);
+            site.start_as(command, &all, node.name())
+                .expect("it starts")
+        };
+        let coordinator = start(1, &["coordinator", "--lease", &lease]);
+        let workers = (2..=1 + WORKERS).map(|number| {
+            let mut args = vec!["worker", "--coordinator", &addrs[0]];
+            for (index, addr) in addrs.iter().enumerate().skip(1) {
+                if index + 1 != number {
+                    args.extend(["--peer", addr]);
+                }
+            }
+            Some(start(number, &args))
+        });
+        Self {
+            coordinator,
+            workers: workers.collect(),
+            _site: site,
+            net,
+        }
+    }
+
+    fn stop(self) {
+        for worker in self.workers.into_iter().flatten() {
+            worker.stop();
+        }
+        self.coordinator.stop();
+    }
+}
+
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(future)
+}
+
+fn status(node: &Daemon) -> Value {
+    let asked = async { HttpClient::connect(node.socket()).await?.status().await };
+    wait(asked).expect("a status")
+}
+
+/// Reads at one worker: strictly for the most part, and now and then in each other way.
+async fn read_on(scene: &Scene, worker: usize) {
+    for (number, name) in NAMES.into_iter().cycle().enumerate() {
+        if !scene.goes_on() {
+            return;
+        }
+        let freshness = match number % 20 {
+            0 => Freshness::Verified,
+            7 => Freshness::Bounded(BOUND),
+            14 => Freshness::AtLeast(scene.known()),
+            _ => Freshness::Strict,
+        };
+        scene.read(worker, name, freshness, None).await;
+        tokio::time::sleep(PACE).await;
+    }
+}
+
+/// Reads strictly at a worker until it answers, in this way if one is given.
+fn await_answer(scene: &Scene, worker: usize, mode: Option<larder::answer::Mode>) {
+    let began = Instant::now();
+    let is_it = || {
+        let answer = wait(scene.read(worker, NAMES[0], Freshness::Strict, None));
+        answer.is_some_and(|answer| mode.is_none_or(|mode| answer.proof.mode == mode))
+    };
+    while !is_it() {
+        assert!(
+            began.elapsed() < PATIENCE,
+            "worker {worker} does not answer"
+        );
+    }
+}
+
+/// Clients end with this, also when what they wait for has panicked.
+struct Curtain<'a>(&'a Scene);
+
+impl Drop for Curtain<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// What was seen while a scenario was played.
+struct Played {
+    history: History,
+    report: Report,
+    /// When each cut began to hold, and when each ended.
+    cuts: Vec<(Time, Action)>,
+    /// When the last change held.
+    settled: Time,
+}
+
+impl Played {
+    /// What the user of a worker saw, from 0.
+    fn user(&self, worker: usize) -> User {
+        User::new(&self.history, worker as u64)
+    }
+}
+
+/// Plays a scenario that comes with the harness, judges what was seen, and tells it. `None` where
+/// that cannot be done.
+fn perform(name: &str) -> Option<Played> {
+    if skips() {
+        return None;
+    }
+    let text = shipped::text(name).expect("it comes with the harness");
+    let scenario: Scenario = text.parse().expect("a scenario");
+    let cluster = Cluster::new(&scenario);
+    let scene = Scene::new(&cluster.coordinator, &cluster.workers);
+    let mut settled = clock::now();
+    let mut cuts = Vec::new();
+    let mut rng = StdRng::seed_from_u64(scenario.seed());
+    thread::scope(|scope| {
+        let curtain = Curtain(&scene);
+        let (scene, rng) = (&scene, StdRng::seed_from_u64(rng.random()));
+        scope.spawn(move || wait(scene.publish_on(rng)));
+        for worker in 0..WORKERS {
+            scope.spawn(move || wait(read_on(scene, worker)));
+        }
+        // It begins with a cluster that works.
+        for worker in 0..WORKERS {
+            await_answer(scene, worker, Some(larder::answer::Mode::Lease));
+        }
+        let (_stop, stopped) = channel();
+        settled = clock::now();
+        play(&cluster.net, &scenario, &stopped, |event| {
+            settled = clock::now();
+            cuts.push((settled, event.action.clone()));
+        });
+        for worker in 0..WORKERS {
+            await_answer(scene, worker, None);
+        }
+        drop(curtain);
+    });
+    let (history, failures) = scene.end();
+    let report = check(&history).unwrap_or_else(|violation| panic!("{name}: {violation}"));
+    let played = Played {
+        history,
+        report,
+        cuts,
+        settled,
+    };
+    let mut story = format!("{name}: {}\n", scenario.about());
+    for worker in 0..WORKERS {
+        let user = played.user(worker).tell(played.settled);
+        story += &format!("  w{}: {user}\n", worker + 1);
+    }
+    let Report {
+        acknowledged,
+        unanswered,
+        ..
+    } = played.report;
+    story += &format!(
+        "  {acknowledged} publishes acknowledged, {unanswered} without an answer; failures by code: {failures:?}\n"
+    );
+    // Past the capture of test output, since it is what a run is for.
+    let _ = std::io::stderr().write_all(story.as_bytes());
+    assert!(acknowledged > 0, "{:?}", played.report);
+    cluster.stop();
+    Some(played)
+}
+
+/// Between the moment at which a lease of before the cut is over, and the first that heals, no
+/// strict read at `worker` has an answer, and some reads end without one.
+fn fails_closed(played: &Played, worker: usize) {
+    let time_of = |wanted: &Action| {
+        let mut cuts = played.cuts.iter();
+        cuts.find(|(_, action)| action == wanted).expect("played").0
+    };
+    // A lease counts from when it was asked for, and that was before the cut.
+    let closed = time_of(&Action::Cut) + LEASE;
+    let healed = time_of(&Action::Heal);
+    let user = played.user(worker);
+    assert_eq!(user.answered_between(closed, healed), 0, "worker {worker}");
+    assert!(user.failed_between(closed, healed) > 0, "worker {worker}");
+}
+
+/// A worker whose links are whole answers under its lease all the time.
+fn is_untouched(played: &Played, worker: usize) {
+    let user = played.user(worker);
+    assert!(user.count(Mode::Lease) > 0, "worker {worker}");
+    assert_eq!(user.failed(), 0, "worker {worker}");
+}
+
+#[test]
+fn a_worker_whose_link_is_cut_fails_closed_after_its_lease_and_comes_back() {
+    let Some(played) = perform("link-cut") else {
+        return;
+    };
+    fails_closed(&played, 0);
+    is_untouched(&played, 1);
+    is_untouched(&played, 2);
+}
+
+#[test]
+fn a_worker_that_is_not_heard_or_does_not_hear_never_answers_with_what_was() {
+    let Some(played) = perform("asymmetric-cut") else {
+        return;
+    };
+    fails_closed(&played, 0);
+    is_untouched(&played, 1);
+    is_untouched(&played, 2);
+}
+
+#[test]
+fn a_worker_whose_link_flaps_never_answers_with_what_was() {
+    if let Some(played) = perform("flapping") {
+        is_untouched(&played, 1);
+        is_untouched(&played, 2);
+    }
+}
+
+#[test]
+fn a_cluster_goes_on_where_a_fifth_of_all_packets_is_lost() {
+    perform("loss-20");
+}
+
+#[test]
+fn a_cluster_goes_on_over_a_satellite() {
+    perform("satellite");
+}
+
+#[test]
+fn all_workers_fail_closed_without_their_coordinator_and_come_back() {
+    if let Some(played) = perform("coordinator-isolated") {
+        (0..WORKERS).for_each(|worker| fails_closed(&played, worker));
+    }
+}
+
+#[test]
+fn the_half_without_the_coordinator_fails_closed_and_the_other_goes_on() {
+    let Some(played) = perform("split") else {
+        return;
+    };
+    is_untouched(&played, 0);
+    fails_closed(&played, 1);
+    fails_closed(&played, 2);
+}
+
+#[test]
+fn a_cluster_goes_on_where_long_packets_vanish() {
+    if let Some(played) = perform("mtu-1280") {
+        (0..WORKERS).for_each(|worker| is_untouched(&played, worker));
+    }
+}
