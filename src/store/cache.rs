@@ -9,7 +9,7 @@
 //! | name | what it is |
 //! | --- | --- |
 //! | `lock` | held by the process that owns the store |
-//! | `mark` | the [`mark`](super::mark), which outlives a damaged sled |
+//! | `mark` | the [`mark`], which outlives a damaged sled |
 //! | `anchor` | boot clock at which the copy of the catalog was known to be current, with the boot's id |
 //! | `cache/` | sled |
 //! | `count` | how many blobs there were, so that a start can tell how many are lost |
