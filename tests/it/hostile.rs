@@ -161,10 +161,10 @@ impl Drop for Hostile {
 
 async fn converse(connection: &quinn::Connection, shown: Option<&Shown>, manner: &Arc<Manner>) {
     while let Ok((mut send, mut recv)) = connection.accept_bi().await {
-        let Ok(bytes) = recv.read_to_end(MAX_REQUEST_LEN).await else {
+        let Some(request) = hear(&mut recv).await else {
             return;
         };
-        let say = match request(&bytes) {
+        let say = match request {
             Request::Hello(_) => Say {
                 bytes: welcome(connection, shown),
                 then: Then::Finish,
@@ -195,13 +195,18 @@ fn welcome(connection: &quinn::Connection, shown: Option<&Shown>) -> Vec<u8> {
     welcome.to_frame().expect("small")
 }
 
-/// A real node sends real requests.
-fn request(bytes: &[u8]) -> Request {
-    let (prefix, header) = bytes
-        .split_first_chunk::<FRAME_PREFIX_LEN>()
-        .expect("a frame");
-    let (tag, len) = parse_prefix(*prefix).expect("a frame");
-    Request::from_frame(tag, &header[..len]).expect("a request")
+/// A real node sends real requests. Acknowledgements may follow a watch for as long as it lasts.
+async fn hear(recv: &mut quinn::RecvStream) -> Option<Request> {
+    let mut prefix = [0; FRAME_PREFIX_LEN];
+    recv.read_exact(&mut prefix).await.ok()?;
+    let (tag, len) = parse_prefix(prefix).expect("a frame");
+    let mut header = vec![0; len];
+    recv.read_exact(&mut header).await.ok()?;
+    let request = Request::from_frame(tag, &header).expect("a request");
+    if !matches!(request, Request::Watch(_)) {
+        recv.read_to_end(MAX_REQUEST_LEN).await.ok()?;
+    }
+    Some(request)
 }
 
 /// Dials `addr` as a client of another protocol, and returns why it was refused.
