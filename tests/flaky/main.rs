@@ -237,7 +237,7 @@ fn perform(name: &str) -> Option<Played> {
 }
 
 /// Between the moment at which a lease of before the cut is over, and the first that heals, no
-/// strict read at `worker` has an answer, and some reads end without one.
+/// strict read at `worker` has an answer, though someone asks.
 fn fails_closed(played: &Played, worker: usize) {
     let time_of = |wanted: &Action| {
         let mut cuts = played.cuts.iter();
@@ -248,7 +248,7 @@ fn fails_closed(played: &Played, worker: usize) {
     let healed = time_of(&Action::Heal);
     let user = played.user(worker);
     assert_eq!(user.answered_between(closed, healed), 0, "worker {worker}");
-    assert!(user.failed_between(closed, healed) > 0, "worker {worker}");
+    assert!(user.waited_between(closed, healed) > 0, "worker {worker}");
 }
 
 /// A worker whose links are whole answers under its lease all the time.

@@ -51,11 +51,11 @@ impl User {
         self.answered().filter(is_within).count()
     }
 
-    /// Reads that ended without an answer within two times.
-    pub(crate) fn failed_between(&self, from: Time, to: Time) -> usize {
-        let is_within = |read: &&Strict| read.responded > from && read.responded < to;
-        let failed = self.0.iter().filter(|read| read.mode.is_none());
-        failed.filter(is_within).count()
+    /// Reads that waited at some moment between two times, however they ended: one may wait from
+    /// before the first until after the second.
+    pub(crate) fn waited_between(&self, from: Time, to: Time) -> usize {
+        let waited = |read: &&Strict| read.responded > from && read.invoked < to;
+        self.0.iter().filter(waited).count()
     }
 
     /// The longest time from one answer to the next.
