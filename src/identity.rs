@@ -186,6 +186,14 @@ impl NodeId {
         Self(raw)
     }
 
+    /// Stands for whoever is at an address, where nothing else is known of them.
+    pub fn of_addr(addr: &str) -> Self {
+        let hash = blake3::derive_key("larder 2026 node at an address", addr.as_bytes());
+        let mut id = [0; 16];
+        id.copy_from_slice(&hash[..16]);
+        Self(id)
+    }
+
     /// The raw id.
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0

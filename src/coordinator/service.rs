@@ -109,7 +109,11 @@ impl Serving {
                 Response::Pinned(engine.unpin(peer.uri.to_string(), unpin.id).await?)
             }
             Request::GetPins(_) => Response::Pins(engine.pins()),
-            Request::Hello(_) | Request::GetStatus => {
+            Request::Hello(_)
+            | Request::GetStatus
+            | Request::Meet(_)
+            | Request::GetMembers(_)
+            | Request::Relay(_) => {
                 return Err(Refusal::new(Code::BadFrame, "a hello opens a connection").into());
             }
         };

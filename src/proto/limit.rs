@@ -224,6 +224,24 @@ pub const MAX_ANNOUNCE_BACKOFF: Duration = Duration::from_secs(30);
 /// Addresses that one round of announcements goes to.
 pub const ANNOUNCE_FANOUT: usize = 3;
 
+/// Workers named in one [`Met`](super::wire::Met): enough to find a cluster of which some are gone.
+pub const MAX_NODES_PER_MEET: usize = 16;
+
+/// Dials at once to see whether workers can be reached where they say. Further ones are not tried,
+/// and the asker comes again.
+pub const MAX_DIAL_BACKS: usize = 8;
+
+/// One worker is dialled back at most this often.
+pub const DIAL_BACK_EVERY: Duration = Duration::from_secs(5);
+
+/// A short stream that carries a packet too long for a datagram has at most so many bytes,
+pub const MAX_SHORT_STREAM: usize = 1_600;
+/// there are at most so many of them at once on a connection, in each direction, and further
+/// packets are dropped,
+pub const MAX_SHORT_STREAMS: u32 = 64;
+/// and one that is not through after this is dropped too: whoever waits has sent it again.
+pub const SHORT_STREAM_TIMEOUT: Duration = Duration::from_millis(250);
+
 /// Addresses to join by. Further ones are refused with the configuration.
 pub const MAX_SEEDS: usize = 256;
 

@@ -43,11 +43,17 @@ pub enum Kind {
     Unpin,
     /// What is kept.
     GetPins,
+    /// That a worker is there, and who else is.
+    Meet,
+    /// A worker's list of members.
+    GetMembers,
+    /// That packets to the coordinator be carried.
+    Relay,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::Hello,
         Self::Resolve,
         Self::GetBlob,
@@ -66,6 +72,9 @@ impl Kind {
         Self::Pin,
         Self::Unpin,
         Self::GetPins,
+        Self::Meet,
+        Self::GetMembers,
+        Self::Relay,
     ];
 
     /// One lower-case word, for messages and metrics.
@@ -89,6 +98,9 @@ impl Kind {
             Self::Pin => "pin",
             Self::Unpin => "unpin",
             Self::GetPins => "get-pins",
+            Self::Meet => "meet",
+            Self::GetMembers => "get-members",
+            Self::Relay => "relay",
         }
     }
 }
@@ -115,6 +127,9 @@ impl Request {
             Self::Pin(_) => Kind::Pin,
             Self::Unpin(_) => Kind::Unpin,
             Self::GetPins(_) => Kind::GetPins,
+            Self::Meet(_) => Kind::Meet,
+            Self::GetMembers(_) => Kind::GetMembers,
+            Self::Relay(_) => Kind::Relay,
         }
     }
 }
@@ -125,6 +140,7 @@ impl Request {
 /// coordinator that wants to publish needs a publisher's certificate. Leases are for workers,
 /// and pins for whoever runs definitions or publishes them.
 /// A worker gives its catalog to workers alone: whoever else wants it asks the coordinator.
+/// Workers meet each other, and the coordinator tells them of each other.
 pub const fn allowed(kind: Kind, asker: Role, asked: Role) -> bool {
     match kind {
         Kind::GetDelta | Kind::GetCatalog if matches!(asked, Role::Worker) => {
@@ -140,7 +156,12 @@ pub const fn allowed(kind: Kind, asker: Role, asked: Role) -> bool {
         | Kind::GetCatalog
         | Kind::GetPins => true,
         Kind::Have | Kind::PutBlob | Kind::Publish => matches!(asker, Role::Publisher),
-        Kind::Watch | Kind::Renew | Kind::PrepAck | Kind::Leave => matches!(asker, Role::Worker),
+        Kind::Watch | Kind::Renew | Kind::PrepAck | Kind::Leave | Kind::Meet => {
+            matches!(asker, Role::Worker)
+        }
+        Kind::GetMembers | Kind::Relay => {
+            matches!(asker, Role::Worker) && matches!(asked, Role::Worker)
+        }
         Kind::Pin | Kind::Unpin => matches!(asker, Role::Worker | Role::Publisher),
     }
 }
@@ -152,6 +173,10 @@ pub const fn allowed(kind: Kind, asker: Role, asked: Role) -> bool {
 pub fn check(kind: Kind, asker: Role, asked: Role) -> Result<(), Refusal> {
     if allowed(kind, asker, asked) {
         return Ok(());
+    }
+    if !Role::ALL.iter().any(|asker| allowed(kind, *asker, asked)) {
+        let message = format!("{} is nothing that a {asked} is asked", kind.as_str());
+        return Err(Refusal::new(Code::NotAllowed, message));
     }
     let who = match (
         allowed(kind, Role::Worker, asked),
@@ -173,13 +198,13 @@ mod tests {
     #[test]
     fn the_whole_table() {
         use Kind::{
-            GetBlob, GetCatalog, GetDelta, GetLog, GetPins, GetStatus, Have, Hello, Leave, List,
-            Pin, PrepAck, Publish, PutBlob, Renew, Resolve, Unpin, Watch,
+            GetBlob, GetCatalog, GetDelta, GetLog, GetMembers, GetPins, GetStatus, Have, Hello,
+            Leave, List, Meet, Pin, PrepAck, Publish, PutBlob, Relay, Renew, Resolve, Unpin, Watch,
         };
         use Role::{Coordinator, Publisher, Reader, Worker};
         let all = [Coordinator, Worker, Publisher, Reader];
         // Who may ask a worker, and who may ask any other node.
-        let table: [(&[Kind], &[Role], &[Role]); 5] = [
+        let table: [(&[Kind], &[Role], &[Role]); 6] = [
             (
                 &[Hello, Resolve, GetBlob, List, GetLog, GetStatus, GetPins],
                 &all,
@@ -187,7 +212,8 @@ mod tests {
             ),
             (&[GetDelta, GetCatalog], &[Worker], &all),
             (&[Have, PutBlob, Publish], &[Publisher], &[Publisher]),
-            (&[Watch, Renew, PrepAck, Leave], &[Worker], &[Worker]),
+            (&[Watch, Renew, PrepAck, Leave, Meet], &[Worker], &[Worker]),
+            (&[GetMembers, Relay], &[Worker], &[]),
             (&[Pin, Unpin], &[Worker, Publisher], &[Worker, Publisher]),
         ];
         let kinds: usize = table.iter().map(|(kinds, ..)| kinds.len()).sum();

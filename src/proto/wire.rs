@@ -10,6 +10,7 @@
 //! value; heads travel as the bytes that were signed.
 
 mod lease;
+mod meet;
 mod publish;
 mod read;
 
@@ -21,6 +22,7 @@ pub use self::lease::{
     CatalogDiff, CatalogHead, CatalogPart, Delta, GetCatalog, GetDelta, Grant, Hint, Leave, Marks,
     PrepAck, Prepare, Push, Renew, SessionId, Step, Watch, WireChange,
 };
+pub use self::meet::{GetMembers, Meet, Members, Met, Neighbour, Relay, Relaying};
 pub use self::publish::{
     GetPins, Have, Missing, Pin, Pinned, Pins, Publish, PublishName, PublishedRev, PutBlob, Unpin,
     Waited,
@@ -79,6 +81,12 @@ mod tag {
     pub(super) const GET_PINS: u8 = 36;
     pub(super) const PINS: u8 = 37;
     pub(super) const DONE: u8 = 38;
+    pub(super) const MEET: u8 = 39;
+    pub(super) const MET: u8 = 40;
+    pub(super) const GET_MEMBERS: u8 = 41;
+    pub(super) const MEMBERS: u8 = 42;
+    pub(super) const RELAY: u8 = 43;
+    pub(super) const RELAYING: u8 = 44;
     pub(super) const REFUSAL: u8 = 255;
 }
 
@@ -215,6 +223,12 @@ pub enum Request {
     Unpin(Unpin),
     /// See [`GetPins`].
     GetPins(GetPins),
+    /// See [`Meet`].
+    Meet(Meet),
+    /// See [`GetMembers`].
+    GetMembers(GetMembers),
+    /// See [`Relay`]; the stream stays open.
+    Relay(Relay),
 }
 
 impl Request {
@@ -242,6 +256,9 @@ impl Request {
             Self::Pin(payload) => frame(tag::PIN, payload),
             Self::Unpin(payload) => frame(tag::UNPIN, payload),
             Self::GetPins(payload) => frame(tag::GET_PINS, payload),
+            Self::Meet(payload) => frame(tag::MEET, payload),
+            Self::GetMembers(payload) => frame(tag::GET_MEMBERS, payload),
+            Self::Relay(payload) => frame(tag::RELAY, payload),
         }
     }
 
@@ -270,6 +287,9 @@ impl Request {
             tag::PIN => decode(header).map(Self::Pin),
             tag::UNPIN => decode(header).map(Self::Unpin),
             tag::GET_PINS => decode(header).map(Self::GetPins),
+            tag::MEET => decode(header).map(Self::Meet),
+            tag::GET_MEMBERS => decode(header).map(Self::GetMembers),
+            tag::RELAY => decode(header).map(Self::Relay),
             other => Err(FrameError::Tag(other)),
         }
     }
@@ -326,6 +346,12 @@ messages! {
         Pins(Pins) = PINS,
         /// What was asked is done.
         Done(()) = DONE,
+        /// See [`Met`].
+        Met(Met) = MET,
+        /// See [`Members`].
+        Members(Members) = MEMBERS,
+        /// See [`Relaying`].
+        Relaying(Relaying) = RELAYING,
     }
 }
 

@@ -2,12 +2,17 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::catalog::{CatalogId, Epoch, Revision};
+use crate::identity::NodeUri;
 use crate::proto::code::Code;
 use crate::spec::hash::hex;
 use crate::spec::{SpecHash, SpecName};
 
 fn name(text: &str) -> SpecName {
     text.parse().expect("a name")
+}
+
+fn uri() -> NodeUri {
+    "spiffe://c/worker/w".parse().expect("a URI")
 }
 
 fn requests() -> Vec<Request> {
@@ -86,6 +91,13 @@ fn requests() -> Vec<Request> {
         }),
         Request::Unpin(Unpin { id: 4 }),
         Request::GetPins(GetPins {}),
+        Request::Meet(Meet {
+            addr: Some(([10, 0, 0, 1], 4_321).into()),
+            dial_back: true,
+            leaf: false,
+        }),
+        Request::GetMembers(GetMembers {}),
+        Request::Relay(Relay {}),
     ]
 }
 
@@ -212,6 +224,20 @@ fn responses() -> Vec<Response> {
         Response::Pinned(pinned.clone()),
         Response::Pins(Pins { pins: vec![pinned] }),
         Response::Done(()),
+        Response::Met(Met {
+            seen: ([10, 0, 0, 1], 4_321).into(),
+            reached: Some(true),
+            nodes: vec![Neighbour {
+                uri: uri(),
+                addr: ([0xfd00, 0, 0, 0, 0, 0, 0, 2], 4_321).into(),
+            }],
+        }),
+        Response::Members(Members {
+            part: vec![0, 0],
+            uris: vec![uri()],
+            more: true,
+        }),
+        Response::Relaying(Relaying { flow: 5 }),
     ]
 }
 
