@@ -8,10 +8,15 @@
 //! - [`Link`] is one address to ask. It dials when it is used, once for all who wait, and each
 //!   [`Link::call`] is one stream whose answer is read frame by frame from an [`Exchange`].
 //!
+//! - A [`Carrier`] takes the packets that workers send each other over their connections, beside
+//!   requests, and a [`Channel`] sends them.
+//!
 //! Who a peer is comes from [`trust`](crate::trust); what more is asked of it, from a [`Vouch`]. A connection that no longer passes its check
 //! is closed while it lives. Nothing here takes a decision about freshness, retries a request,
 //! or trusts a length that it was told.
 
+mod channel;
+mod dial_back;
 mod endpoint;
 mod error;
 mod exchange;
@@ -27,6 +32,8 @@ mod transport;
 
 use std::time::Duration;
 
+pub use self::channel::{Carrier, Channel, Dropped};
+pub use self::dial_back::DialBack;
 pub use self::endpoint::{Endpoint, EndpointOptions, Limits};
 pub use self::error::{BindError, DialFailure, LinkError};
 pub use self::exchange::{Exchange, Patience, Timing};

@@ -1,5 +1,5 @@
 use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::channel::Carrier;
 use super::live::LiveConnections;
 use super::serve::{self, Service};
 use super::{BindError, Floor, Port, transport};
@@ -83,6 +84,8 @@ pub(super) struct Shared {
     pub(super) addr: SocketAddr,
     pub(super) client: quinn::ClientConfig,
     pub(super) live: LiveConnections,
+    /// Takes packets, if any are wanted.
+    pub(super) carrier: OnceLock<Arc<dyn Carrier>>,
     /// Room for connections that come in.
     pub(super) connections: Arc<Semaphore>,
     /// Room for requests.
@@ -122,6 +125,7 @@ impl Endpoint {
             options,
             addr,
             live: LiveConnections::default(),
+            carrier: OnceLock::new(),
             connections: Arc::new(Semaphore::new(limits.max_connections)),
             requests: Arc::new(Semaphore::new(limits.max_requests)),
             request_kib: Arc::new(Semaphore::new(serve::MAX_REQUEST_KIB)),
@@ -144,6 +148,12 @@ impl Endpoint {
     /// Connections that are open, in both directions.
     pub fn connections(&self) -> usize {
         self.0.live.len()
+    }
+
+    /// Hands the packets of connections with workers to `carrier`, from the next connection on. It
+    /// counts once; a second carrier is ignored.
+    pub fn carry(&self, carrier: Arc<dyn Carrier>) {
+        let _ = self.0.carrier.set(carrier);
     }
 
     /// Accepts connections and answers requests with `service` until the drain.
@@ -196,7 +206,7 @@ fn client_config(identity: &Identity) -> quinn::ClientConfig {
     let tls = trust::client_config(identity);
     let crypto = QuicClientConfig::try_from(tls).expect("ring has QUIC's initial suite");
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(transport::dialler());
+    config.transport_config(transport::dialler(identity.uri().role()));
     config
 }
 
@@ -204,7 +214,7 @@ fn server_config(identity: &Identity) -> quinn::ServerConfig {
     let tls = trust::server_config(identity);
     let crypto = QuicServerConfig::try_from(tls).expect("ring has QUIC's initial suite");
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(transport::listener());
+    config.transport_config(transport::listener(identity.uri().role()));
     config
 }
 

@@ -12,6 +12,7 @@ use quinn::{Connection, SendStream, WriteError};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::channel::carry;
 use super::endpoint::{Endpoint, Shared};
 use super::error::{DialFailure, LinkError};
 use super::exchange::{Exchange, Patience, Sent};
@@ -19,7 +20,7 @@ use super::frame::{ReadFail, peek_end, read_frame};
 use super::live::{Vouched, close};
 use super::pace::{Over, Sharers};
 use super::session::{Vouch, session_key};
-use crate::identity::{NodeUri, Role};
+use crate::identity::{NodeId, NodeUri, Role};
 use crate::proto::code::{CloseCode, Code};
 use crate::proto::limit::MAX_FRAME_LEN;
 use crate::proto::wire::{Hello, Request, Response, Welcome, decode_answer};
@@ -45,23 +46,27 @@ pub enum Wanted {
     Coordinator,
     /// Anyone who has bytes: a worker or a coordinator.
     Peer,
+    /// This node, whatever its role is.
+    Node(NodeId),
 }
 
 impl Wanted {
-    const fn accepts(self, role: Role) -> bool {
+    fn accepts(self, uri: &NodeUri) -> bool {
         match self {
-            Self::Coordinator => matches!(role, Role::Coordinator),
-            Self::Peer => matches!(role, Role::Worker | Role::Coordinator),
+            Self::Coordinator => matches!(uri.role(), Role::Coordinator),
+            Self::Peer => matches!(uri.role(), Role::Worker | Role::Coordinator),
+            Self::Node(id) => uri.id() == id,
         }
     }
 }
 
 impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Coordinator => "coordinator",
-            Self::Peer => "worker or coordinator",
-        })
+        match self {
+            Self::Coordinator => f.write_str("coordinator"),
+            Self::Peer => f.write_str("worker or coordinator"),
+            Self::Node(id) => write!(f, "node {id}"),
+        }
     }
 }
 
@@ -442,7 +447,7 @@ impl Inner {
             .add(connection, Usage::Listener, &shared.identity)
             .map_err(LinkError::PeerUntrusted)?;
         tokio::spawn(forget_when_closed(shared.clone(), connection.clone()));
-        if !self.wanted.accepts(uri.role()) {
+        if !self.wanted.accepts(&uri) {
             close(connection, CloseCode::WrongNode);
             let wanted = self.wanted;
             return Err(LinkError::WrongNode { uri, wanted });
@@ -468,6 +473,7 @@ impl Inner {
         match decode_answer(tag, &header)? {
             Ok(Response::Welcome(welcome)) => {
                 self.vouch(connection, &welcome)?;
+                carry(&self.endpoint, connection, &uri, true);
                 Ok(Up {
                     connection: connection.clone(),
                     uri,
@@ -587,8 +593,11 @@ mod tests {
 
     #[test]
     fn roles_are_expected_as_the_address_says() {
-        let accepted = |wanted: Wanted| Role::ALL.map(|role| wanted.accepts(role));
+        let uri = |role| NodeUri::new("c", role, "n").expect("a URI");
+        let accepted = |wanted: Wanted| Role::ALL.map(|role| wanted.accepts(&uri(role)));
         assert_eq!(accepted(Wanted::Coordinator), [true, false, false, false]);
         assert_eq!(accepted(Wanted::Peer), [true, true, false, false]);
+        let reader = Wanted::Node(uri(Role::Reader).id());
+        assert_eq!(accepted(reader), [false, false, false, true]);
     }
 }

@@ -9,6 +9,7 @@ use quinn::{Connection, Incoming, RecvStream, SendStream, WriteError};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 
+use super::channel::carry;
 use super::endpoint::Shared;
 use super::frame::{Follows, ReadFail, peek_end, read_bytes, read_frame, read_prefix};
 use super::live::close;
@@ -69,6 +70,8 @@ pub struct Peer {
     pub uri: Arc<NodeUri>,
     /// Where its packets come from now.
     pub addr: SocketAddr,
+    /// The [`Channel`](super::Channel::id) of its connection.
+    pub channel: usize,
 }
 
 /// The asker went away, or does not read.
@@ -274,6 +277,7 @@ async fn serve_connection<S: Service>(
             return;
         }
     }
+    carry(shared, connection, uri, false);
     let sharers = Sharers::new();
     let floor = shared.options.limits.floor;
     while let Ok(stream) = connection.accept_bi().await {
@@ -295,6 +299,7 @@ async fn serve_connection<S: Service>(
             peer: Peer {
                 uri: uri.clone(),
                 addr: connection.remote_address(),
+                channel: connection.stable_id(),
             },
             reply,
         };
@@ -349,9 +354,9 @@ impl Asked {
         let mut room = Some(room);
         match self.read().await {
             Ok(read) => {
-                // A watch lasts as long as its connection: neither other requests nor a drain
-                // wait for it.
-                if read.request.kind() == Kind::Watch {
+                // These last as long as their connection: neither other requests nor a drain
+                // wait for them.
+                if is_lasting(read.request.kind()) {
                     room = None;
                 }
                 self.carry_out(&*service, read).await;
@@ -411,8 +416,8 @@ impl Asked {
         let len = self.body_len(&request)?;
         let body_room = self.room(len).await?;
         let body = read_bytes(&mut self.reply.recv, len, share).await?;
-        // A watch goes on in both directions.
-        let open = request.kind() == Kind::Watch;
+        // These go on in both directions.
+        let open = is_lasting(request.kind());
         if !open && peek_end(&mut self.reply.recv) == Follows::Bytes {
             return Err(Refusal::new(Code::BadFrame, "bytes follow the request").into());
         }
@@ -446,6 +451,10 @@ impl Asked {
             Refusal::new(Code::TooLarge, message)
         })
     }
+}
+
+const fn is_lasting(kind: Kind) -> bool {
+    matches!(kind, Kind::Watch | Kind::Relay)
 }
 
 /// Takes whole frames off the front of `heard`.

@@ -2,6 +2,7 @@
 //! of them bare quinn where it has to misbehave, with identities made anew.
 
 mod answers;
+mod channel;
 mod life;
 mod refusals;
 mod requests;

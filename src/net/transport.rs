@@ -7,7 +7,8 @@ use quinn::{IdleTimeout, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use quinn_proto::crypto::HmacKey;
 
-use crate::proto::limit::MAX_STREAMS;
+use crate::identity::Role;
+use crate::proto::limit::{MAX_SHORT_STREAMS, MAX_STREAMS};
 
 /// A link that is cut for less than this goes on as if nothing had happened.
 const IDLE_TIMEOUT_MS: u32 = 60_000;
@@ -27,9 +28,12 @@ const ASKER_WINDOW: u32 = 8 << 20;
 /// The same to the side that answers: requests are small, and there may be 12,000 connections.
 const ANSWERER_WINDOW: u32 = 2 << 20;
 
+/// Datagrams that wait on one connection, in bytes, each way; the oldest give way.
+const DATAGRAM_BUFFER: usize = 64 << 10;
+
 /// For the side that is dialled.
-pub(super) fn listener() -> Arc<TransportConfig> {
-    let mut config = base();
+pub(super) fn listener(role: Role) -> Arc<TransportConfig> {
+    let mut config = base(role);
     config
         .max_concurrent_bidi_streams(MAX_STREAMS.into())
         .receive_window(ANSWERER_WINDOW.into())
@@ -38,8 +42,8 @@ pub(super) fn listener() -> Arc<TransportConfig> {
 }
 
 /// For the side that dials; nobody opens a stream to it.
-pub(super) fn dialler() -> Arc<TransportConfig> {
-    let mut config = base();
+pub(super) fn dialler(role: Role) -> Arc<TransportConfig> {
+    let mut config = base(role);
     config
         .max_concurrent_bidi_streams(0_u8.into())
         .receive_window(ASKER_WINDOW.into())
@@ -48,14 +52,20 @@ pub(super) fn dialler() -> Arc<TransportConfig> {
     Arc::new(config)
 }
 
-fn base() -> TransportConfig {
+fn base(role: Role) -> TransportConfig {
     let mut config = TransportConfig::default();
+    // Only workers send each other packets beside requests.
+    let (streams, datagrams) = match role {
+        Role::Worker => (MAX_SHORT_STREAMS, Some(DATAGRAM_BUFFER)),
+        Role::Coordinator | Role::Publisher | Role::Reader => (0, None),
+    };
     config
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
         .initial_rtt(INITIAL_RTT)
         .stream_receive_window(STREAM_WINDOW.into())
-        .max_concurrent_uni_streams(0_u8.into())
-        .datagram_receive_buffer_size(None);
+        .max_concurrent_uni_streams(streams.into())
+        .datagram_receive_buffer_size(datagrams)
+        .datagram_send_buffer_size(DATAGRAM_BUFFER);
     config
 }
 
