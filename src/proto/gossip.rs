@@ -23,6 +23,7 @@
 
 mod heads;
 mod join;
+mod leaf;
 mod member;
 mod receive;
 mod remembered;
@@ -71,8 +72,8 @@ pub struct Config {
     pub id: NodeId,
     /// Where others reach it.
     pub addr: SocketAddr,
-    /// Addresses to join by, at most [`MAX_SEEDS`].
-    pub seeds: Vec<SocketAddr>,
+    /// Addresses to join by, at most [`MAX_SEEDS`], as the driver understands them.
+    pub seeds: Vec<String>,
     /// What it last remembered, or nothing at its first start.
     pub remembered: Remembered,
     /// Decides every random choice.
@@ -98,12 +99,32 @@ pub enum Input<'a> {
         /// Its address there; where it listens, if this node has dialled it.
         addr: SocketAddr,
     },
-    /// The address of an [`Output::Reach`] was reached.
+    /// The seed of an [`Output::Reach`] was reached.
     Reached {
+        /// Which one.
+        seed: &'a str,
         /// Who is there.
         node: NodeId,
-        /// The address.
-        addr: SocketAddr,
+        /// Where it is reached; `None` for one that is no worker.
+        addr: Option<SocketAddr>,
+        /// Workers that it knows, and where.
+        others: &'a [(NodeId, SocketAddr)],
+    },
+    /// Someone tried whether this node can be dialled where it says that it listens.
+    Reachable(bool),
+    /// A node that nobody can dial wants to be told what is new over its connection, or has gone.
+    Leaf {
+        /// Which.
+        node: NodeId,
+        /// Whether it is there.
+        there: bool,
+    },
+    /// What came of an [`Output::Attach`]; also when such a connection has ended.
+    Attached {
+        /// To whom.
+        node: NodeId,
+        /// Whether it is connected.
+        there: bool,
     },
     /// One part of the list of `from`, which [`Output::SyncWith`] asked for.
     Part {
@@ -134,8 +155,18 @@ pub enum Output {
         /// The bytes.
         bytes: Vec<u8>,
     },
-    /// Connect to an address of which only the address is known, and say who is there.
-    Reach(SocketAddr),
+    /// Send a datagram if there is a connection.
+    Tell {
+        /// To this node.
+        to: NodeId,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Connect to a seed, of which only the address is known; say that this node is there, and
+    /// ask who else is.
+    Reach(String),
+    /// Connect to a member and keep that up, since nobody can dial this node.
+    Attach(Member),
     /// Ask for the list of a member, on a stream.
     SyncWith(Member),
     /// A member is there, or is at this address from now on.
@@ -144,7 +175,12 @@ pub enum Output {
     Down(Member),
     /// A newer head than all before it. It says what there is to fetch, and proves nothing to a
     /// strict read.
-    Head(VerifiedHead),
+    Head {
+        /// The head.
+        head: VerifiedHead,
+        /// Who told this node, and so has what it speaks of, or knows who has.
+        from: NodeId,
+    },
     /// Two heads for one revision: the head key is not honest any more.
     Equivocation(Box<Pair>),
     /// Keep this on disk in place of what was kept before.
@@ -185,8 +221,15 @@ pub struct Gossip {
     foca: Foca<Member, Codec, StdRng, Items>,
     rng: StdRng,
     verifier: Arc<dyn HeadVerifier>,
-    seeds: Vec<SocketAddr>,
+    seeds: Vec<Seed>,
+    /// Where members may be, for when none is known.
     remembered: Vec<Member>,
+    /// Nobody can dial this node.
+    is_leaf: bool,
+    /// Whom it is attached to then.
+    attached: BTreeMap<NodeId, Member>,
+    /// Nodes that nobody can dial, and that are connected to this one.
+    leaves: BTreeSet<NodeId>,
     /// Who is there, as far as this node knows.
     up: BTreeMap<NodeId, Member>,
     /// The generation that each member last showed itself, over its own connection.
@@ -209,6 +252,14 @@ pub struct Gossip {
     left: bool,
 }
 
+/// An address to join by.
+#[derive(Debug, Clone)]
+struct Seed {
+    addr: String,
+    /// Who was there last.
+    node: Option<NodeId>,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Quota {
     left: u32,
@@ -229,6 +280,8 @@ impl Gossip {
         let generation = remembered.generation.saturating_add(1);
         let own = Member::new(id, addr, generation.min(MAX_GENERATION));
         seeds.truncate(MAX_SEEDS);
+        let seed_of = |addr| Seed { addr, node: None };
+        let seeds = seeds.into_iter().map(seed_of).collect();
         let mut remembered = remembered.members;
         remembered.retain(|member| member.id != id);
         remembered.truncate(MAX_REMEMBERED);
@@ -240,6 +293,9 @@ impl Gossip {
             verifier,
             seeds,
             remembered,
+            is_leaf: false,
+            attached: BTreeMap::new(),
+            leaves: BTreeSet::new(),
             up: BTreeMap::new(),
             shown: BTreeMap::new(),
             quotas: BTreeMap::new(),
@@ -320,13 +376,24 @@ impl Gossip {
                 let to = to.unwrap_or(Member::new(node, addr, 0));
                 out.extend(self.told(to, 0));
             }
-            Input::Reached { node, addr } => self.reached(node, addr, now, &mut out),
+            Input::Reached {
+                seed,
+                node,
+                addr,
+                others,
+            } => {
+                self.seed_is(seed, node);
+                self.reached(node, addr, others, now, &mut out);
+            }
+            Input::Reachable(is) => self.reachable(is, now, &mut out),
+            Input::Leaf { node, there } => self.leaf(node, there, &mut out),
+            Input::Attached { node, there } => self.attached(node, there, now, &mut out),
             Input::Head(head) => {
                 let taken = self.heads.take_verified(*head);
                 // Whoever says so knows it already.
                 match taken {
                     Taken::New(head) => self.spread(&Item::Head(*head.signed()), now, &mut out),
-                    other => self.taken(other, now, &mut out),
+                    other => self.taken(other, self.own().id, now, &mut out),
                 }
             }
             Input::RoundTrip(rtt) => self.probe = (rtt * 3).clamp(MIN_PROBE, MAX_PROBE),
@@ -370,6 +437,7 @@ impl Gossip {
             return;
         }
         match chore {
+            Chore::Announce if self.is_leaf => self.attach(now, out),
             Chore::Announce => self.announce(now, out),
             Chore::Renew => self.renew(now, out),
             Chore::Sync => {
@@ -394,7 +462,12 @@ impl Gossip {
 impl Gossip {
     /// A datagram with the heads that this node has. An empty one asks for those of the other.
     fn told(&self, to: Member, flags: u8) -> Option<Output> {
-        if self.left || self.barred.contains(&to.id) {
+        let bytes = self.heads_for(to.id, flags)?;
+        Some(Output::Send { to, bytes })
+    }
+
+    fn heads_for(&self, to: NodeId, flags: u8) -> Option<Vec<u8>> {
+        if self.left || self.barred.contains(&to) {
             return None;
         }
         let mut w = Writer::new();
@@ -408,8 +481,7 @@ impl Gossip {
             left -= item.len() + 2;
             write_item(&item, &mut w);
         }
-        let bytes = w.finish();
-        Some(Output::Send { to, bytes })
+        Some(w.finish())
     }
 
     fn told_by(
@@ -424,24 +496,26 @@ impl Gossip {
         let items = read_items(&mut r)?;
         for item in &items {
             let taken = self.heads.take(item, &*self.verifier);
-            self.taken(taken, now, out);
+            self.taken(taken, from, now, out);
         }
-        if flags & IS_ANSWER == 0
-            && self.heads.know_more_than(&items)
-            && let Some(to) = self.up.get(&from).copied()
-        {
-            out.extend(self.told(to, IS_ANSWER));
+        if flags & IS_ANSWER == 0 && self.heads.know_more_than(&items) {
+            if let Some(to) = self.up.get(&from).copied() {
+                out.extend(self.told(to, IS_ANSWER));
+            } else if self.leaves.contains(&from) {
+                self.tell_leaf(from, IS_ANSWER, out);
+            }
         }
         Ok(())
     }
 
-    fn taken(&mut self, taken: Taken, now: Time, out: &mut Vec<Output>) {
+    fn taken(&mut self, taken: Taken, from: NodeId, now: Time, out: &mut Vec<Output>) {
         match taken {
             Taken::Nothing => {}
             Taken::Refused => self.counters.unsigned += 1,
             Taken::New(head) => {
-                out.push(Output::Head(*head));
-                self.spread(&Item::Head(*head.signed()), now, out);
+                let signed = *head.signed();
+                out.push(Output::Head { head: *head, from });
+                self.spread(&Item::Head(signed), now, out);
             }
             Taken::Equivocation(pair) => {
                 out.push(Output::Equivocation(pair.clone()));
@@ -454,6 +528,12 @@ impl Gossip {
     fn spread(&mut self, item: &Item, now: Time, out: &mut Vec<Output>) {
         if self.left {
             return;
+        }
+        for leaf in self.leaves.clone() {
+            self.tell_leaf(leaf, IS_ANSWER, out);
+        }
+        if self.is_leaf {
+            return self.tell_attached(out);
         }
         let mut runtime = AccumulatingRuntime::new();
         let added = self.foca.add_broadcast(&item.to_bytes());

@@ -221,6 +221,12 @@ pub const FIRST_ANNOUNCE_BACKOFF: Duration = Duration::from_millis(500);
 /// See [`FIRST_ANNOUNCE_BACKOFF`].
 pub const MAX_ANNOUNCE_BACKOFF: Duration = Duration::from_secs(30);
 
+/// Members that a node which nobody can dial stays connected to.
+pub const LEAF_LINKS: usize = 3;
+
+/// Nodes that nobody can dial and that one member passes heads to. A further one finds another.
+pub const MAX_LEAVES: usize = 256;
+
 /// Addresses that one round of announcements goes to.
 pub const ANNOUNCE_FANOUT: usize = 3;
 

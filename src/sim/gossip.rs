@@ -239,7 +239,13 @@ impl Cluster {
             Event::Reached(at, who) => {
                 if self.may_pass(at, who) {
                     let (node, addr) = (id(who), addr(who));
-                    self.input(at, Input::Reached { node, addr });
+                    let input = Input::Reached {
+                        seed: &addr.to_string(),
+                        node,
+                        addr: Some(addr),
+                        others: &[],
+                    };
+                    self.input(at, input);
                 }
             }
             Event::Datagram(from, to, bytes) => {
@@ -301,7 +307,7 @@ impl Cluster {
                 }
             }
             Output::Reach(at) => {
-                let who = (0..self.plan.nodes).find(|n| addr(*n) == at);
+                let who = (0..self.plan.nodes).find(|n| addr(*n).to_string() == at);
                 if let Some(who) = who.filter(|who| *who != n) {
                     let after = self.connect(n, who) + self.reliable();
                     self.push(after, Event::Reached(n, who));
@@ -313,7 +319,7 @@ impl Cluster {
                     self.push(after, Event::Ask(n, other));
                 }
             }
-            Output::Head(head) => self.heads[n] = self.heads[n].max(head.head().rev.get()),
+            Output::Head { head, .. } => self.heads[n] = self.heads[n].max(head.head().rev.get()),
             _ => {}
         }
     }
@@ -390,7 +396,7 @@ fn node(n: usize, random: &mut Random, pinned: PinnedKey) -> Gossip {
     let config = Config {
         id: id(n),
         addr: addr(n),
-        seeds: vec![addr(0)],
+        seeds: vec![addr(0).to_string()],
         remembered: Remembered::default(),
         seed,
     };

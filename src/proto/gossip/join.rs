@@ -1,6 +1,5 @@
 //! Joining, coming back from the dead, and what is remembered for both.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use foca::AccumulatingRuntime;
 use rand::RngExt;
 
 use super::timer::Chore;
-use super::{Gossip, Member, Output, Remembered};
+use super::{Gossip, Member, Output, Remembered, Seed};
 use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::limit::{
@@ -25,10 +24,7 @@ impl Gossip {
         }
         let known = self.up.values().chain(&self.remembered).copied();
         let known: Vec<Member> = known.filter(|to| !self.barred.contains(&to.id)).collect();
-        let seeds = self.seeds.clone();
-        for addr in self.some_of(seeds) {
-            out.push(Output::Reach(addr));
-        }
+        self.reach_seeds(out);
         for member in self.some_of(known) {
             self.announce_to(member, now, out);
         }
@@ -45,29 +41,70 @@ impl Gossip {
         self.finish(result, runtime, now, out);
     }
 
+    pub(super) fn reach_seeds(&mut self, out: &mut Vec<Output>) {
+        let seeds = self.seeds.iter().map(|seed| seed.addr.clone()).collect();
+        out.extend(self.some_of(seeds).into_iter().map(Output::Reach));
+    }
+
+    pub(super) fn seed_is(&mut self, seed: &str, node: NodeId) {
+        for known in self.seeds.iter_mut().filter(|known| known.addr == seed) {
+            known.node = Some(node);
+        }
+    }
+
+    /// Announces itself to whoever is there and is no member here: half of the cluster may be
+    /// behind it.
     pub(super) fn reached(
         &mut self,
         node: NodeId,
-        addr: SocketAddr,
+        addr: Option<SocketAddr>,
+        others: &[(NodeId, SocketAddr)],
         now: Time,
         out: &mut Vec<Output>,
     ) {
-        let known = node == self.own().id || self.up.contains_key(&node);
-        if self.left || (known && self.joined) || self.barred.contains(&node) {
+        if self.left {
             return;
         }
-        self.announce_to(Member::new(node, addr, 0), now, out);
+        let others = others.iter().copied();
+        let others = others.filter(|(node, _)| self.is_news(*node)).collect();
+        let mut found = self.some_of(others);
+        found.extend(addr.map(|addr| (node, addr)).filter(|_| self.is_news(node)));
+        for (node, addr) in found {
+            let member = Member::new(node, addr, 0);
+            match self.is_leaf {
+                true => self.remember_place(member),
+                false => self.announce_to(member, now, out),
+            }
+        }
     }
 
-    /// A seed that is no member here: half of the cluster may be behind it.
-    pub(super) fn missing_seed(&mut self) -> Option<SocketAddr> {
-        let there: BTreeSet<SocketAddr> = self.up.values().map(|member| member.addr).collect();
-        let own = self.own().addr;
-        let missing = self.seeds.iter().copied();
-        let missing: Vec<_> = missing
-            .filter(|addr| *addr != own && !there.contains(addr))
+    fn is_news(&self, node: NodeId) -> bool {
+        let known = self.up.contains_key(&node) && (self.joined || self.is_leaf);
+        node != self.own().id && !known && !self.barred.contains(&node)
+    }
+
+    fn remember_place(&mut self, member: Member) {
+        self.remembered.retain(|known| known.id != member.id);
+        self.remembered.insert(0, member);
+        self.remembered.truncate(MAX_REMEMBERED);
+    }
+
+    /// A seed that is no member here. A coordinator never is one: it is told now and then where
+    /// this node listens, and knows who else does.
+    pub(super) fn missing_seed(&mut self) -> Option<String> {
+        let own = self.own().id;
+        let is_missing = |seed: &&Seed| {
+            let node = seed.node;
+            node.is_none_or(|node| node != own && !self.up.contains_key(&node))
+        };
+        let missing: Vec<String> = self
+            .seeds
+            .iter()
+            .filter(is_missing)
+            .map(|seed| seed.addr.clone())
             .collect();
-        self.one_of(&missing)
+        let place = self.any_of(missing.len())?;
+        missing.into_iter().nth(place)
     }
 
     /// The cluster holds this node for dead, and death cannot be taken back: it goes on in a new
@@ -133,17 +170,15 @@ impl Gossip {
     }
 
     pub(super) fn any_member(&mut self) -> Option<Member> {
-        let count = self.up.len();
-        let place = (count > 0).then(|| self.rng.random_range(0..count))?;
+        let place = self.any_of(self.up.len())?;
         self.up.values().nth(place).copied()
     }
 
-    fn one_of<T: Copy>(&mut self, of: &[T]) -> Option<T> {
-        let place = (!of.is_empty()).then(|| self.rng.random_range(0..of.len()))?;
-        of.get(place).copied()
+    fn any_of(&mut self, count: usize) -> Option<usize> {
+        (count > 0).then(|| self.rng.random_range(0..count))
     }
 
-    fn some_of<T>(&mut self, mut of: Vec<T>) -> Vec<T> {
+    pub(super) fn some_of<T>(&mut self, mut of: Vec<T>) -> Vec<T> {
         for place in 0..of.len().min(ANNOUNCE_FANOUT) {
             let other = self.rng.random_range(place..of.len());
             of.swap(place, other);

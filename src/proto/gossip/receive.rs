@@ -30,6 +30,8 @@ impl Gossip {
             return Err(DecodeError::Value("a gossip packet that is too long"));
         }
         match bytes.split_first() {
+            // Nobody could answer what a leaf says.
+            Some((&MEMBERSHIP, _)) if self.is_leaf => Ok(()),
             Some((&MEMBERSHIP, packet)) => self.packet(from, packet, now, out),
             Some((&HEADS, heads)) => self.told_by(from, heads, now, out),
             Some((&other, _)) => Err(DecodeError::Tag(other)),
@@ -99,7 +101,7 @@ impl Gossip {
         self.finish(result, runtime, now, out);
         for item in &packet.items {
             let taken = self.heads.take(item, &*self.verifier);
-            self.taken(taken, now, out);
+            self.taken(taken, from, now, out);
         }
         Ok(())
     }
@@ -127,6 +129,9 @@ impl Gossip {
         if updates.len() > MEMBERS_PER_PART {
             return Err(DecodeError::Value("a part with too many members"));
         }
+        if self.is_leaf {
+            updates.clear();
+        }
         // Of the dead only those count whom this node holds for alive: else two nodes would
         // remind each other of them for ever.
         let news = |update: &Update| {
@@ -141,7 +146,7 @@ impl Gossip {
         self.finish(result, runtime, now, out);
         for item in items {
             let taken = self.heads.take(item, &*self.verifier);
-            self.taken(taken, now, out);
+            self.taken(taken, from, now, out);
         }
         Ok(())
     }

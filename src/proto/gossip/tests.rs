@@ -9,7 +9,9 @@ use super::member::Packet;
 use super::*;
 use crate::catalog::{CatalogId, Epoch, Head, HeadHash, HeadKey, Revision, SignedHead, StateRoot};
 use crate::identity::{NodeUri, Role};
-use crate::proto::limit::{MAX_ANNOUNCE_BACKOFF, MAX_GOSSIP_BURST, MAX_HEARD_GENERATION};
+use crate::proto::limit::{
+    LEAF_LINKS, MAX_ANNOUNCE_BACKOFF, MAX_GOSSIP_BURST, MAX_HEARD_GENERATION,
+};
 
 /// Outputs that one event may cause before it counts as a storm.
 const STORM: usize = 5_000;
@@ -47,7 +49,7 @@ fn machine(n: usize, generation: u64, seeds: &[usize], members: Vec<Member>) -> 
     let config = Config {
         id: id(n),
         addr: addr(n),
-        seeds: seeds.iter().map(|n| addr(*n)).collect(),
+        seeds: seeds.iter().map(|n| addr(*n).to_string()).collect(),
         remembered: Remembered {
             generation: generation - 1,
             members,
@@ -106,7 +108,8 @@ impl Net {
         let source = id(from);
         let there = |n: usize| !self.dead.contains(&n) && !self.dead.contains(&from);
         let node = |wanted: NodeId| (0..self.nodes.len()).find(|n| id(*n) == wanted && there(*n));
-        let listener = |at: SocketAddr| (0..self.nodes.len()).find(|n| addr(*n) == at && there(*n));
+        let listener =
+            |at: &str| (0..self.nodes.len()).find(|n| addr(*n).to_string() == at && there(*n));
         let (n, out) = match output {
             Output::Send { to, bytes } => {
                 self.sent += 1;
@@ -122,14 +125,45 @@ impl Net {
                 (n, self.nodes[n].handle(input, self.now))
             }
             Output::Reach(at) => {
-                let Some(n) = listener(at) else {
+                let Some(n) = listener(&at) else {
                     return Vec::new();
                 };
                 let input = Input::Reached {
+                    seed: &at,
                     node: id(n),
-                    addr: at,
+                    addr: Some(addr(n)),
+                    others: &[],
                 };
                 (from, self.nodes[from].handle(input, self.now))
+            }
+            Output::Tell { to, bytes } => {
+                let Some(n) = node(to) else {
+                    return Vec::new();
+                };
+                let input = Input::Datagram {
+                    from: source,
+                    bytes: &bytes,
+                };
+                (n, self.nodes[n].handle(input, self.now))
+            }
+            Output::Attach(to) => {
+                let found = node(to.id).filter(|n| addr(*n) == to.addr);
+                let mut out = Vec::new();
+                if let Some(n) = found {
+                    let input = Input::Leaf {
+                        node: source,
+                        there: true,
+                    };
+                    let told = self.nodes[n].handle(input, self.now);
+                    out.extend(told.into_iter().map(|output| (n, output)));
+                }
+                let input = Input::Attached {
+                    node: to.id,
+                    there: found.is_some(),
+                };
+                let told = self.nodes[from].handle(input, self.now);
+                out.extend(told.into_iter().map(|output| (from, output)));
+                return out;
             }
             Output::SyncWith(member) => {
                 let Some(n) = node(member.id) else {
@@ -145,7 +179,7 @@ impl Net {
                 }
                 (from, out)
             }
-            Output::Head(head) => {
+            Output::Head { head, .. } => {
                 self.heads.push((from, head.head().rev.get()));
                 return Vec::new();
             }
@@ -519,5 +553,43 @@ proptest! {
         bytes.extend(extra);
         net.told(1, 0, &bytes);
         net.run(Duration::from_secs(3));
+    }
+}
+
+#[test]
+fn a_node_that_nobody_can_dial_is_no_member_and_hears_of_every_head() {
+    let mut net = Net::new(5);
+    net.run(Duration::from_secs(20));
+    net.input(4, Input::Reachable(false));
+    net.run(Duration::from_secs(60));
+    for n in 0..4 {
+        let is_there = net.nodes[n].members().any(|member| member.id == id(4));
+        assert!(!is_there, "{n} holds the leaf for a member");
+    }
+    assert_eq!(net.nodes[4].members().count(), LEAF_LINKS);
+    net.input(0, Input::Head(Box::new(verified(7))));
+    assert!(net.heads.contains(&(4, 7)), "{:?}", net.heads);
+    net.input(4, Input::Head(Box::new(verified(8))));
+    for n in 0..4 {
+        assert!(net.heads.contains(&(n, 8)), "{n}: {:?}", net.heads);
+    }
+
+    // Its members go, and it finds others.
+    let attached: Vec<NodeId> = net.nodes[4].members().map(|member| member.id).collect();
+    net.input(
+        4,
+        Input::Attached {
+            node: attached[0],
+            there: false,
+        },
+    );
+    assert_eq!(net.nodes[4].members().count(), LEAF_LINKS - 1);
+    net.run(Duration::from_secs(60));
+    assert_eq!(net.nodes[4].members().count(), LEAF_LINKS);
+
+    net.input(4, Input::Reachable(true));
+    net.run(Duration::from_secs(60));
+    for n in 0..5 {
+        assert_eq!(net.nodes[n].members().count(), 4, "{n}");
     }
 }
