@@ -9,6 +9,7 @@ mod head;
 mod keeper;
 mod leased;
 mod local;
+mod peers;
 mod run;
 mod saver;
 mod service;

@@ -39,12 +39,13 @@ use self::lease::{RenewCall, Session};
 use self::names::{Flight, FlightKey};
 pub use self::sight::{Look, MarkSet, Sight, SightCell, look};
 use self::sources::Sources;
-pub use self::sources::{Source, SourceInfo};
+pub use self::sources::{Neighbour, Source, SourceInfo};
 use self::update::UpdateCall;
 use crate::answer::{
     Answer, Freshness, GetError, Hop, HopFailure, Mode, Proof, Query, RunToken, Snapshot, Target,
 };
 use crate::catalog::{CatalogId, Epoch, HeadVerifier, Revision, Version};
+use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::code::Refusal;
 use crate::proto::limit::{MAX_READS, MAX_USED};
@@ -68,7 +69,8 @@ pub struct CallId(u64);
 pub struct Config {
     /// Addresses of the coordinator, as they are shown in errors.
     pub coordinators: Vec<String>,
-    /// Addresses of peers, as they are shown in errors.
+    /// Addresses of peers, as they are shown in errors. They are known whatever membership says,
+    /// each as [`NodeId::of_addr`].
     pub peers: Vec<String>,
     /// Random; shuffles the coordinator's addresses once.
     pub seed: u64,
@@ -156,6 +158,8 @@ pub enum Input {
         /// When that was, or earlier.
         sent: Time,
     },
+    /// These are the members from now on; those before them are not.
+    Peers(Vec<Neighbour>),
     /// [`Worker::next_wake`] has come.
     Wake,
     /// The machine has slept, or its clock has jumped.
@@ -545,6 +549,7 @@ impl Worker {
                 before,
                 sent,
             } => self.named(state, before, sent, now),
+            Input::Peers(members) => self.set_members(members, now),
             Input::Wake => self.wake(now),
             Input::Resumed => self.resumed(now),
             Input::Leave => self.leave(),
@@ -591,8 +596,7 @@ impl Worker {
 
     /// Who brought the newest revision of the replica since this process began.
     pub fn brought_by(&self) -> Option<Hop> {
-        let source = self.session.brought_by?;
-        Some(self.sources.hop(source))
+        self.session.brought_by.clone()
     }
 
     /// Reads in progress.
@@ -671,6 +675,22 @@ impl Worker {
             self.expect_anchor(sent, state.rev);
             self.plan_update(now);
         }
+    }
+
+    fn set_members(&mut self, members: Vec<Neighbour>, now: Time) {
+        let asked = self.calls.values().filter_map(|call| match call {
+            Call::Fetch { source, .. } => Some(*source),
+            Call::Update(call) => Some(call.source()),
+            _ => None,
+        });
+        let in_use: BTreeSet<NodeId> = asked
+            .filter_map(|source| match source {
+                Source::Peer(id) => Some(id),
+                Source::Coordinator(_) => None,
+            })
+            .collect();
+        self.sources.set_members(members, &in_use);
+        self.poll_if_idle(now);
     }
 
     fn note_use(&mut self, name: &SpecName) {

@@ -11,18 +11,20 @@ use tokio::task::{AbortHandle, JoinHandle};
 use super::call::{CoordinatorLink, fetch, peers_catalog, peers_delta};
 use super::keeper::{Keeper, Left};
 use super::leased;
+use super::peers::PeerLinks;
 use super::saver::{self, Saver};
 use crate::answer::{Answer, GetError, Hop, HopFailure, Mode, Proof, Query, Target};
 use crate::catalog::{HeadHash, HeadVerifier};
 use crate::clock;
 use crate::daemon::RunError;
-use crate::net::{Endpoint, Link, Wanted};
+use crate::identity::NodeId;
+use crate::net::{Endpoint, Link};
 use crate::proto::Time;
 use crate::proto::limit::DEFAULT_DEADLINE;
 use crate::proto::wire::{Leave, Request};
 use crate::proto::worker::{
-    Anchor, BootId, CallId, Config, Input, KeptAnchor, Local, Mark, Output, Restored, Sight,
-    SightCell, Source, Ticket, Worker,
+    Anchor, BootId, CallId, Config, Event, Input, KeptAnchor, Local, Mark, Neighbour, Output,
+    Restored, Sight, SightCell, Source, Ticket, Worker,
 };
 use crate::spec::{Spec, SpecHash};
 use crate::store::blobs::Loaded;
@@ -57,7 +59,7 @@ pub(super) struct Engine {
     saver: Saver,
     endpoint: Endpoint,
     coordinators: Vec<CoordinatorLink>,
-    peers: Vec<Link>,
+    peers: Mutex<PeerLinks>,
     handle: Handle,
     answers: Mutex<BTreeMap<Ticket, oneshot::Sender<Result<Answer, GetError>>>>,
     calls: Mutex<BTreeMap<CallId, AbortHandle>>,
@@ -102,7 +104,7 @@ impl Engine {
             lease_until: None,
         };
         let coordinators = config.coordinators.iter();
-        let peers = config.peers.iter();
+        let peers = PeerLinks::new(&endpoint, &config.peers);
         let engine = Arc::new(Self {
             machine: Mutex::new(Worker::new(config, verifier, restored)),
             sight: Shown::default(),
@@ -112,9 +114,7 @@ impl Engine {
             coordinators: coordinators
                 .map(|addr| CoordinatorLink::new(&endpoint, addr))
                 .collect(),
-            peers: peers
-                .map(|addr| Link::new(&endpoint, addr, Wanted::Peer))
-                .collect(),
+            peers: Mutex::new(peers),
             store,
             endpoint,
             handle: handle.clone(),
@@ -402,7 +402,10 @@ impl Engine {
             } => self.spawn(call, move |engine| async move {
                 let event = match source {
                     Source::Coordinator(index) => engine.coordinators[index].delta(request).await,
-                    Source::Peer(index) => peers_delta(&engine.peers[index], request).await,
+                    Source::Peer(id) => match engine.peer_link(id) {
+                        Some(link) => peers_delta(&link, request).await,
+                        None => no_member(),
+                    },
                 };
                 engine.drive(Input::Event { call, event });
             }),
@@ -413,7 +416,10 @@ impl Engine {
             } => self.spawn(call, move |engine| async move {
                 let event = match source {
                     Source::Coordinator(index) => engine.coordinators[index].catalog(request).await,
-                    Source::Peer(index) => peers_catalog(&engine.peers[index], request).await,
+                    Source::Peer(id) => match engine.peer_link(id) {
+                        Some(link) => peers_catalog(&link, request).await,
+                        None => no_member(),
+                    },
                 };
                 engine.drive(Input::Event { call, event });
             }),
@@ -437,11 +443,15 @@ impl Engine {
                 hash,
                 len,
             } => self.spawn(call, move |engine| async move {
-                let (link, peer) = match source {
-                    Source::Coordinator(index) => (engine.coordinators[index].link(), false),
-                    Source::Peer(index) => (&engine.peers[index], true),
+                let link = match source {
+                    Source::Coordinator(index) => Some(engine.coordinators[index].link().clone()),
+                    Source::Peer(id) => engine.peer_link(id),
                 };
-                let event = fetch(link, hash, len, peer).await;
+                let peer = matches!(source, Source::Peer(_));
+                let event = match link {
+                    Some(link) => fetch(&link, hash, len, peer).await,
+                    None => no_member(),
+                };
                 engine.drive(Input::Event { call, event });
             }),
             Output::Cancel(call) => {
@@ -585,7 +595,7 @@ impl Engine {
                 links.any(|link| link.link().addr() == addr && link.is_untrusted())
             }
             Hop::Peer(addr) => {
-                let mut links = self.peers.iter();
+                let mut links = self.peer_links().into_iter();
                 links.any(|link| link.addr() == addr && link.is_untrusted())
             }
         };
@@ -597,8 +607,21 @@ impl Engine {
         asked.peek().is_some() && asked.all(untrusted)
     }
 
-    pub(super) fn peer_links(&self) -> &[Link] {
-        &self.peers
+    /// Every link to a peer that there is.
+    pub(super) fn peer_links(&self) -> Vec<Link> {
+        lock(&self.peers).all()
+    }
+
+    /// The link to a fixed peer or a member.
+    pub(super) fn peer_link(&self, id: NodeId) -> Option<Link> {
+        lock(&self.peers).link(id)
+    }
+
+    /// These are the members from now on.
+    #[expect(dead_code, reason = "membership has no driver yet")]
+    pub(super) fn set_peers(self: &Arc<Self>, members: Vec<Neighbour>) {
+        lock(&self.peers).set(&members);
+        self.drive(Input::Peers(members));
     }
 }
 
@@ -694,6 +717,14 @@ fn held(query: &Query, spec: Spec, began: Time) -> Result<Answer, GetError> {
     });
     note(&query.target, &result);
     result
+}
+
+/// What comes of a call to a peer that has gone meanwhile.
+fn no_member() -> Event {
+    Event::Failed {
+        reason: "it is no member any more".into(),
+        unreachable: true,
+    }
 }
 
 /// Why a worker tells nobody what is current while its disk takes no mark.

@@ -5,7 +5,6 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::Node;
-use super::call::CoordinatorLink;
 use super::engine::unwritten;
 use super::forward::{confused, to_coordinator};
 use crate::answer::{Answer, Failure, Freshness, Query, RunToken};
@@ -37,10 +36,9 @@ impl Node {
             let (reads, brought_by) = (machine.reads(), machine.brought_by());
             (mark, rollback, reads, sources, lease, brought_by)
         };
-        let links = engine.coordinator_links();
+        let links = engine.coordinator_links().into_iter();
         let up = links
-            .into_iter()
-            .map(CoordinatorLink::link)
+            .map(|link| link.link().clone())
             .chain(engine.peer_links())
             .filter_map(|link| {
                 let rtt = link.rtt()?;

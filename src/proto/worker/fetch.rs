@@ -198,7 +198,7 @@ impl Worker {
         let (reason, unreachable) = match event {
             Event::Body(bytes) => return self.fetch_body(hash, id, source, since, bytes, now),
             Event::Refused(refusal) if refusal.code == Code::NotFound => {
-                if mutant!(X15) && matches!(source, Source::Peer(_)) {
+                if mutant!(X15) && source.is_peer() {
                     return self.absent_by_peer(hash, now);
                 }
                 return self.source_failed(hash, id, "does not have it", now);
@@ -247,7 +247,7 @@ impl Worker {
         };
         match verified {
             Ok(spec) => {
-                if let Source::Peer(_) = source {
+                if source.is_peer() {
                     self.sources.answered(source, now.since(since));
                 }
                 let hop = self.sources.hop(source);

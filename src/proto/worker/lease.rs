@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::answer::HopFailure;
+use crate::answer::{Hop, HopFailure};
 use crate::catalog::{Epoch, HeadVerifier, Revision};
 use crate::proto::Time;
 use crate::proto::limit::{DEFAULT_LEASE, MAX_NONCES, MAX_PREFETCH, RENEWALS_PER_LEASE};
@@ -57,7 +57,7 @@ pub(super) struct Session {
     /// and which ones were, since all of them had their turn.
     pub(super) polled: Vec<Source>,
     /// Who brought the replica's newest revision.
-    pub(super) brought_by: Option<Source>,
+    pub(super) brought_by: Option<Hop>,
     /// A delta of the coordinator does not help: only the whole catalog does.
     pub(super) whole: bool,
     /// The catalog of another epoch, whose buckets may still be right.
@@ -184,6 +184,14 @@ impl Worker {
         self.timers
             .insert((now + self.session.patience(), Timer::RenewLate(call)));
         self.arm_renewal(now + self.session.interval());
+    }
+
+    /// Without a coordinator there is nothing to renew until a peer is known.
+    pub(super) fn poll_if_idle(&mut self, now: Time) {
+        let idle = self.renewal.is_none() && self.sources.is_alone() && !self.session.left;
+        if idle && self.sources.peers() > 0 {
+            self.arm_renewal(now);
+        }
     }
 
     /// One renewal is planned at a time.
@@ -545,7 +553,8 @@ impl Worker {
 
     fn note_source(&mut self, source: Option<Source>, rev: Revision, now: Time) {
         let session = self.session.coordinator.map(Source::Coordinator);
-        self.session.brought_by = source.or(session);
+        let brought_by = source.or(session);
+        self.session.brought_by = brought_by.map(|source| self.sources.hop(source));
         if let Some(source) = source {
             let hop = self.sources.hop(source);
             self.out.push(Output::Brought { hop, rev });
@@ -646,7 +655,7 @@ impl Worker {
             (Some(replica), _) => format!("revision {} is held, without a lease", replica.rev()),
         };
         HopFailure {
-            hop: crate::answer::Hop::Disk,
+            hop: Hop::Disk,
             reason,
         }
     }

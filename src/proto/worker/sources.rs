@@ -1,13 +1,14 @@
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::answer::Hop;
+use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::limit::{
-    HEDGE_DEFAULT, HEDGE_MAX, HEDGE_MIN, LIAR_BAN, MAX_PEERS_PER_FETCH, MAX_PEERS_PER_ROUND,
-    UNREACHABLE_PENALTY,
+    HEDGE_DEFAULT, HEDGE_MAX, HEDGE_MIN, LIAR_BAN, MAX_MEMBERS, MAX_PEERS_PER_FETCH,
+    MAX_PEERS_PER_ROUND, UNREACHABLE_PENALTY,
 };
 use crate::proto::worker::Config;
 
@@ -18,13 +19,31 @@ const REMEMBERED: usize = 32;
 /// Fewer answers than this say nothing about a p95.
 const ENOUGH: usize = 8;
 
+/// Members that are shown in `status` at most, of those that were asked.
+const MAX_SHOWN: usize = 64;
+
 /// Who can be asked for bytes or for the catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Source {
     /// Index into [`Config::coordinators`].
     Coordinator(usize),
-    /// Index into [`Config::peers`].
-    Peer(usize),
+    /// A member, or the [`of_addr`](NodeId::of_addr) of one of [`Config::peers`].
+    Peer(NodeId),
+}
+
+impl Source {
+    pub(super) const fn is_peer(&self) -> bool {
+        matches!(self, Self::Peer(_))
+    }
+}
+
+/// A worker that this one may ask, and where it listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Who.
+    pub id: NodeId,
+    /// Where, as it is shown in errors.
+    pub addr: String,
 }
 
 /// What is known of an address, for `status`.
@@ -49,9 +68,26 @@ pub struct SourceInfo {
 #[derive(Debug, Clone)]
 pub(super) struct Sources {
     coordinators: Vec<Seen>,
-    peers: Vec<Seen>,
+    peers: BTreeMap<NodeId, Peer>,
     /// The coordinator's addresses in the order in which they are tried, shuffled once.
     order: Vec<usize>,
+}
+
+#[derive(Debug, Clone)]
+struct Peer {
+    seen: Seen,
+    standing: Standing,
+}
+
+/// Why a peer is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    /// It stands in the configuration, at this place. It never goes.
+    Fixed(usize),
+    /// Membership named it last time.
+    Member,
+    /// Membership names it no more, and a call to it has not ended. It is not asked again.
+    Gone,
 }
 
 #[derive(Debug, Clone)]
@@ -62,24 +98,68 @@ struct Seen {
     /// Failures since the last answer.
     in_a_row: u32,
     times: VecDeque<Duration>,
+    /// Median of `times`; unknown ones are tried before slow ones.
+    usual: Duration,
     penalty_until: Time,
     banned_until: Time,
 }
 
 impl Sources {
     pub(super) fn new(config: &Config) -> Self {
-        let seen = |addrs: &[String]| addrs.iter().map(|addr| Seen::new(addr)).collect();
+        let coordinators = config.coordinators.iter();
+        let fixed = config.peers.iter().enumerate().map(|(place, addr)| {
+            let peer = Peer {
+                seen: Seen::new(addr),
+                standing: Standing::Fixed(place),
+            };
+            (NodeId::of_addr(addr), peer)
+        });
         Self {
-            coordinators: seen(&config.coordinators),
-            peers: seen(&config.peers),
+            coordinators: coordinators.map(|addr| Seen::new(addr)).collect(),
+            peers: fixed.collect(),
             order: shuffled(config.coordinators.len(), config.seed),
         }
     }
 
+    /// These are the members from now on, at most [`MAX_MEMBERS`]; those beyond it are not known.
+    /// What was seen of one that stays is kept. One that went and is `in_use` goes with the next
+    /// call of this. Who listens where a fixed peer does is that peer.
+    pub(super) fn set_members(&mut self, members: Vec<Neighbour>, in_use: &BTreeSet<NodeId>) {
+        for peer in self.peers.values_mut() {
+            if peer.standing == Standing::Member {
+                peer.standing = Standing::Gone;
+            }
+        }
+        for Neighbour { id, addr } in members.into_iter().take(MAX_MEMBERS) {
+            if self.fixed_at(&addr) {
+                continue;
+            }
+            let peer = self.peers.entry(id).or_insert_with(|| Peer {
+                seen: Seen::new(&addr),
+                standing: Standing::Gone,
+            });
+            if let Standing::Fixed(_) = peer.standing {
+                continue;
+            }
+            if peer.seen.addr != addr {
+                peer.seen = Seen::new(&addr);
+            }
+            peer.standing = Standing::Member;
+        }
+        self.peers
+            .retain(|id, peer| peer.standing != Standing::Gone || in_use.contains(id));
+    }
+
+    fn fixed_at(&self, addr: &str) -> bool {
+        let peer = self.peers.get(&NodeId::of_addr(addr));
+        peer.is_some_and(|peer| matches!(peer.standing, Standing::Fixed(_)))
+    }
+
     pub(super) fn hop(&self, source: Source) -> Hop {
+        let addr = self.seen(source).map(|seen| seen.addr.clone());
         match source {
-            Source::Coordinator(index) => Hop::Coordinator(self.coordinators[index].addr.clone()),
-            Source::Peer(index) => Hop::Peer(self.peers[index].addr.clone()),
+            Source::Coordinator(_) => Hop::Coordinator(addr.unwrap_or_default()),
+            Source::Peer(id) => Hop::Peer(addr.unwrap_or_else(|| id.to_string())),
         }
     }
 
@@ -104,7 +184,8 @@ impl Sources {
 
     /// The usual time of an answer from the coordinator.
     pub(super) fn round_trip(&self, coordinator: usize) -> Duration {
-        self.seen(Source::Coordinator(coordinator)).usual()
+        let seen = self.seen(Source::Coordinator(coordinator));
+        seen.map_or(Duration::ZERO, |seen| seen.usual)
     }
 
     /// It answered, so it is asked first from now on.
@@ -116,30 +197,20 @@ impl Sources {
     /// Whom to ask for bytes next: a coordinator that has not failed lately, then peers, best
     /// first, then the rest.
     pub(super) fn next_source(&self, tried: &[Source], now: Time) -> Option<Source> {
+        let asked_peers = tried.iter().filter(|source| source.is_peer()).count();
         let coordinators = self.order.iter().map(|&index| Source::Coordinator(index));
-        let asked_peers = tried
-            .iter()
-            .filter(|source| matches!(source, Source::Peer(_)))
-            .count();
-        let peers = (0..self.peers.len())
-            .map(Source::Peer)
-            .filter(|_| asked_peers < MAX_PEERS_PER_FETCH);
+        let peers = self.askable().filter(|_| asked_peers < MAX_PEERS_PER_FETCH);
         coordinators
             .chain(peers)
             .filter(|source| !tried.contains(source))
-            .filter(|&source| self.seen(source).banned_until <= now)
-            .min_by_key(|&source| {
-                let seen = self.seen(source);
+            .filter_map(|source| {
+                let seen = self.seen(source).filter(|seen| seen.banned_until <= now)?;
                 let penalised = seen.penalty_until > now;
-                let is_peer = matches!(source, Source::Peer(_));
-                (
-                    penalised,
-                    is_peer,
-                    seen.in_a_row,
-                    seen.usual(),
-                    self.rank(source),
-                )
+                let best = (seen.in_a_row, seen.usual, self.rank(source));
+                Some(((penalised, source.is_peer(), best), source))
             })
+            .min()
+            .map(|(_, source)| source)
     }
 
     /// Whom to ask for the catalog next: this coordinator unless it could not be reached lately,
@@ -151,55 +222,64 @@ impl Sources {
         polled: &[Source],
         now: Time,
     ) -> Option<Source> {
-        let is_peer = |source: &Source| matches!(source, Source::Peer(_));
-        let asked_peers = round.iter().filter(|source| is_peer(source)).count();
-        let peers = (0..self.peers.len())
-            .map(Source::Peer)
-            .filter(|_| asked_peers < MAX_PEERS_PER_ROUND);
+        let asked_peers = round.iter().filter(|source| source.is_peer()).count();
+        let peers = self.askable().filter(|_| asked_peers < MAX_PEERS_PER_ROUND);
         let coordinator = coordinator.map(Source::Coordinator);
         coordinator
             .into_iter()
             .chain(peers)
             .filter(|source| !round.contains(source))
-            .filter(|&source| self.seen(source).banned_until <= now)
-            .min_by_key(|source| {
-                let seen = self.seen(*source);
+            .filter_map(|source| {
+                let seen = self.seen(source).filter(|seen| seen.banned_until <= now)?;
                 let penalised = seen.penalty_until > now;
-                let turn_is_over = polled.contains(source);
-                let best = (seen.in_a_row, seen.usual(), self.rank(*source));
-                (penalised, is_peer(source), turn_is_over, best)
+                let turn_is_over = polled.contains(&source);
+                let best = (seen.in_a_row, seen.usual, self.rank(source));
+                Some(((penalised, source.is_peer(), turn_is_over, best), source))
             })
+            .min()
+            .map(|(_, source)| source)
     }
 
-    /// Peers that are known.
+    /// Peers that may be asked.
     pub(super) fn peers(&self) -> usize {
-        self.peers.len()
+        self.askable().count()
     }
 
+    fn askable(&self) -> impl Iterator<Item = Source> {
+        let peers = self.peers.iter();
+        let there = peers.filter(|(_, peer)| peer.standing != Standing::Gone);
+        there.map(|(&id, _)| Source::Peer(id))
+    }
+
+    /// The place of those that are alike otherwise.
     fn rank(&self, source: Source) -> usize {
         match source {
             Source::Coordinator(index) => {
                 let found = self.order.iter().position(|&other| other == index);
                 found.unwrap_or(index)
             }
-            Source::Peer(index) => index,
+            Source::Peer(id) => match self.peers.get(&id).map(|peer| peer.standing) {
+                Some(Standing::Fixed(place)) => place,
+                _ => usize::MAX,
+            },
         }
     }
 
     /// After how long without an answer the next source is asked as well.
     pub(super) fn hedge_after(&self, source: Source) -> Duration {
-        let times = &self.seen(source).times;
-        if times.len() < ENOUGH {
+        let times = self.seen(source).map(|seen| &seen.times);
+        let Some(times) = times.filter(|times| times.len() >= ENOUGH) else {
             return HEDGE_DEFAULT;
-        }
-        let mut sorted: Vec<_> = times.iter().copied().collect();
-        sorted.sort_unstable();
-        let p95 = sorted[(sorted.len() * 95 / 100).min(sorted.len() - 1)];
-        p95.clamp(HEDGE_MIN, HEDGE_MAX)
+        };
+        let sorted = sorted(times);
+        let p95 = sorted.get(sorted.len() * 95 / 100).or(sorted.last());
+        p95.map_or(HEDGE_DEFAULT, |&p95| p95.clamp(HEDGE_MIN, HEDGE_MAX))
     }
 
     pub(super) fn answered(&mut self, source: Source, took: Duration) {
-        let seen = self.seen_mut(source);
+        let Some(seen) = self.seen_mut(source) else {
+            return;
+        };
         seen.answers += 1;
         seen.in_a_row = 0;
         seen.penalty_until = Time::default();
@@ -207,10 +287,14 @@ impl Sources {
             seen.times.pop_front();
         }
         seen.times.push_back(took);
+        let sorted = sorted(&seen.times);
+        seen.usual = sorted.get(sorted.len() / 2).copied().unwrap_or_default();
     }
 
     pub(super) fn failed(&mut self, source: Source, unreachable: bool, now: Time) {
-        let seen = self.seen_mut(source);
+        let Some(seen) = self.seen_mut(source) else {
+            return;
+        };
         seen.failures += 1;
         seen.in_a_row = seen.in_a_row.saturating_add(1);
         if unreachable {
@@ -221,44 +305,45 @@ impl Sources {
     /// It sent wrong bytes. A coordinator is never banned: without it there is no truth.
     pub(super) fn lied(&mut self, source: Source, now: Time) {
         self.failed(source, true, now);
-        if let Source::Peer(_) = source {
-            self.seen_mut(source).banned_until = now + LIAR_BAN;
+        if source.is_peer()
+            && let Some(seen) = self.seen_mut(source)
+        {
+            seen.banned_until = now + LIAR_BAN;
         }
     }
 
+    /// What is known of each coordinator and fixed peer, and of up to [`MAX_SHOWN`] members that
+    /// were asked.
     pub(super) fn info(&self, now: Time) -> Vec<SourceInfo> {
-        let coordinators = (0..self.coordinators.len()).map(Source::Coordinator);
-        let peers = (0..self.peers.len()).map(Source::Peer);
-        coordinators
-            .chain(peers)
-            .map(|source| {
-                let seen = self.seen(source);
-                let usual = (!seen.times.is_empty()).then(|| seen.usual());
-                SourceInfo {
-                    hop: self.hop(source),
-                    answers: seen.answers,
-                    failures: seen.failures,
-                    median_us: usual.and_then(|usual| u64::try_from(usual.as_micros()).ok()),
-                    banned_ms: u64::try_from(seen.banned_until.since(now).as_millis())
-                        .unwrap_or(u64::MAX),
-                    preferred: self.order.first().map(|&i| Source::Coordinator(i)) == Some(source),
-                }
-            })
-            .collect()
+        let coordinators = self.coordinators.iter().enumerate().map(|(index, seen)| {
+            let preferred = self.order.first() == Some(&index);
+            seen.info(self.hop(Source::Coordinator(index)), preferred, now)
+        });
+        let mut peers: Vec<_> = self.peers.iter().collect();
+        peers.sort_by_key(|(_, peer)| peer.standing);
+        let (mut fixed, mut shown) = (Vec::new(), Vec::new());
+        for (&id, peer) in peers {
+            let info = || peer.seen.info(self.hop(Source::Peer(id)), false, now);
+            match peer.standing {
+                Standing::Fixed(_) => fixed.push(info()),
+                _ if peer.seen.is_new() || shown.len() == MAX_SHOWN => {}
+                _ => shown.push(info()),
+            }
+        }
+        coordinators.chain(fixed).chain(shown).collect()
     }
 
-    /// Indices come from this value itself, so they are in range.
-    fn seen(&self, source: Source) -> &Seen {
+    fn seen(&self, source: Source) -> Option<&Seen> {
         match source {
-            Source::Coordinator(index) => &self.coordinators[index],
-            Source::Peer(index) => &self.peers[index],
+            Source::Coordinator(index) => self.coordinators.get(index),
+            Source::Peer(id) => self.peers.get(&id).map(|peer| &peer.seen),
         }
     }
 
-    fn seen_mut(&mut self, source: Source) -> &mut Seen {
+    fn seen_mut(&mut self, source: Source) -> Option<&mut Seen> {
         match source {
-            Source::Coordinator(index) => &mut self.coordinators[index],
-            Source::Peer(index) => &mut self.peers[index],
+            Source::Coordinator(index) => self.coordinators.get_mut(index),
+            Source::Peer(id) => self.peers.get_mut(&id).map(|peer| &mut peer.seen),
         }
     }
 }
@@ -271,17 +356,34 @@ impl Seen {
             failures: 0,
             in_a_row: 0,
             times: VecDeque::new(),
+            usual: Duration::ZERO,
             penalty_until: Time::default(),
             banned_until: Time::default(),
         }
     }
 
-    /// Median time of an answer; unknown ones are tried before slow ones.
-    fn usual(&self) -> Duration {
-        let mut sorted: Vec<_> = self.times.iter().copied().collect();
-        sorted.sort_unstable();
-        sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+    const fn is_new(&self) -> bool {
+        self.answers == 0 && self.failures == 0
     }
+
+    fn info(&self, hop: Hop, preferred: bool, now: Time) -> SourceInfo {
+        let usual = (!self.times.is_empty()).then_some(self.usual);
+        let banned = self.banned_until.since(now).as_millis();
+        SourceInfo {
+            hop,
+            answers: self.answers,
+            failures: self.failures,
+            median_us: usual.and_then(|usual| u64::try_from(usual.as_micros()).ok()),
+            banned_ms: u64::try_from(banned).unwrap_or(u64::MAX),
+            preferred,
+        }
+    }
+}
+
+fn sorted(times: &VecDeque<Duration>) -> Vec<Duration> {
+    let mut sorted: Vec<_> = times.iter().copied().collect();
+    sorted.sort_unstable();
+    sorted
 }
 
 /// 0..len in an order that `seed` decides (Fisher-Yates over SplitMix64).
@@ -315,6 +417,49 @@ mod tests {
         })
     }
 
+    fn peer(index: usize) -> Source {
+        Source::Peer(NodeId::of_addr(&format!("p{index}")))
+    }
+
+    fn member(name: &str, addr: &str) -> Neighbour {
+        Neighbour {
+            id: NodeId::of_addr(name),
+            addr: addr.to_owned(),
+        }
+    }
+
+    #[test]
+    fn members_come_and_go_and_what_was_seen_of_one_that_stays_is_kept() {
+        let mut sources = sources(0, 1, 0);
+        let nobody = BTreeSet::new();
+        let (a, b) = (member("a", "a:1"), member("b", "b:1"));
+        let source = |member: &Neighbour| Source::Peer(member.id);
+        // Whoever listens where a fixed peer does counts once.
+        let same = member("same", "p0");
+        sources.set_members(vec![a.clone(), b.clone(), same.clone()], &nobody);
+        assert_eq!(sources.peers(), 3);
+        sources.answered(source(&a), Duration::from_millis(7));
+        sources.set_members(vec![a.clone()], &BTreeSet::from([b.id]));
+        assert_eq!(sources.peers(), 2);
+        assert_eq!(sources.hop(source(&b)), Hop::Peer("b:1".into()));
+        let answers = |sources: &Sources| sources.info(Time::default())[1].answers;
+        assert_eq!(answers(&sources), 1);
+        sources.set_members(Vec::new(), &nobody);
+        assert_eq!(sources.peers.len(), 1, "what nobody uses is gone");
+        assert_eq!(sources.next_source(&[], Time::default()), Some(peer(0)));
+        sources.answered(source(&a), Duration::ZERO);
+        sources.lied(source(&b), Time::default());
+        assert_eq!(sources.peers.len(), 1, "late news of it change nothing");
+    }
+
+    #[test]
+    fn no_more_members_are_known_than_may_be() {
+        let mut sources = sources(0, 0, 0);
+        let members = (0..MAX_MEMBERS + 9).map(|n| member(&format!("m{n}"), "m:1"));
+        sources.set_members(members.collect(), &BTreeSet::new());
+        assert_eq!(sources.peers(), MAX_MEMBERS);
+    }
+
     #[test]
     fn the_order_depends_on_the_seed_and_holds_each_address_once() {
         let orders: Vec<_> = (0..50).map(|seed| shuffled(4, seed)).collect();
@@ -323,7 +468,7 @@ mod tests {
             sorted.sort_unstable();
             assert_eq!(sorted, [0, 1, 2, 3]);
         }
-        let firsts: std::collections::BTreeSet<_> = orders.iter().map(|order| order[0]).collect();
+        let firsts: BTreeSet<_> = orders.iter().map(|order| order[0]).collect();
         assert_eq!(firsts.len(), 4, "every address is first for some worker");
     }
 
@@ -349,20 +494,17 @@ mod tests {
         let mut sources = sources(0, 3, 0);
         let now = Time::default();
         for _ in 0..3 {
-            sources.answered(Source::Peer(0), Duration::from_millis(9));
-            sources.answered(Source::Peer(1), Duration::from_millis(1));
-            sources.answered(Source::Peer(2), Duration::from_millis(2));
+            sources.answered(peer(0), Duration::from_millis(9));
+            sources.answered(peer(1), Duration::from_millis(1));
+            sources.answered(peer(2), Duration::from_millis(2));
         }
-        assert_eq!(sources.next_source(&[], now), Some(Source::Peer(1)));
-        sources.lied(Source::Peer(1), now);
-        assert_eq!(sources.next_source(&[], now), Some(Source::Peer(2)));
-        let tried = [Source::Peer(0), Source::Peer(2)];
+        assert_eq!(sources.next_source(&[], now), Some(peer(1)));
+        sources.lied(peer(1), now);
+        assert_eq!(sources.next_source(&[], now), Some(peer(2)));
+        let tried = [peer(0), peer(2)];
         assert_eq!(sources.next_source(&tried, now), None);
         let after_ban = now + LIAR_BAN;
-        assert_eq!(
-            sources.next_source(&tried, after_ban),
-            Some(Source::Peer(1))
-        );
+        assert_eq!(sources.next_source(&tried, after_ban), Some(peer(1)));
     }
 
     #[test]
@@ -378,7 +520,7 @@ mod tests {
     #[test]
     fn the_hedge_follows_the_usual_p95_within_its_bounds() {
         let mut sources = sources(0, 1, 0);
-        let peer = Source::Peer(0);
+        let peer = peer(0);
         assert_eq!(sources.hedge_after(peer), HEDGE_DEFAULT);
         for _ in 0..REMEMBERED {
             sources.answered(peer, Duration::from_millis(40));

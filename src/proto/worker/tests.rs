@@ -75,6 +75,10 @@ fn peer(index: usize) -> Hop {
     Hop::Peer(format!("p{index}"))
 }
 
+fn peer_source(index: usize) -> Source {
+    Source::Peer(NodeId::of_addr(&format!("p{index}")))
+}
+
 impl Desk {
     fn input(&mut self, input: Input) {
         let mut inputs = vec![input];
@@ -385,7 +389,7 @@ fn when_the_body_breaks_off_a_peer_gives_the_bytes() {
     desk.outcome(call, Some(version(1, "v1")), true);
     desk.event(call, failed("broke off after 3 of 9 bytes"));
     let (call, source) = desk.fetch();
-    assert_eq!(source, Source::Peer(0));
+    assert_eq!(source, peer_source(0));
     desk.event(call, Event::Body(spec("v1").into_bytes()));
     let answer = desk.answer(1);
     assert_eq!(answer.proof.source, peer(0));
@@ -402,7 +406,7 @@ fn the_coordinator_is_asked_once_more_when_no_peer_has_the_bytes() {
     desk.outcome(call, Some(version(1, "v1")), true);
     desk.event(call, failed("broke off"));
     let (call, source) = desk.fetch();
-    assert_eq!(source, Source::Peer(0));
+    assert_eq!(source, peer_source(0));
     desk.event(
         call,
         Event::Refused(Refusal::new(Code::NotFound, "no such blob")),
@@ -451,7 +455,7 @@ fn a_wrong_body_from_the_coordinator_is_replaced_by_a_peers() {
     desk.outcome(call, Some(version(1, "right")), true);
     desk.event(call, Event::Body(Bytes::from_static(b"wrong")));
     let (call, source) = desk.fetch();
-    assert_eq!(source, Source::Peer(0));
+    assert_eq!(source, peer_source(0));
     desk.event(call, Event::Body(spec("right").into_bytes()));
     assert_eq!(desk.answer(1).spec, Some(spec("right")));
 }
@@ -492,7 +496,7 @@ fn a_source_that_was_overtaken_is_named_and_asked_later() {
     desk.disk.clear();
     desk.read(2, &target, Freshness::Strict);
     let (first, source) = desk.fetch();
-    assert_eq!(source, Source::Peer(0));
+    assert_eq!(source, peer_source(0));
     desk.advance(HEDGE_DEFAULT);
     assert_eq!(desk.fetch().1, Source::Coordinator(0));
     desk.event(first, Event::Body(spec("v").into_bytes()));

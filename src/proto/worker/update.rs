@@ -54,7 +54,11 @@ enum Outcome {
 
 impl UpdateCall {
     fn is_of_peer(&self) -> bool {
-        matches!(self.source, Source::Peer(_))
+        self.source.is_peer()
+    }
+
+    pub(super) const fn source(&self) -> Source {
+        self.source
     }
 }
 

@@ -14,6 +14,7 @@ use super::site::Signed;
 use super::{Step, World};
 use crate::answer::Hop;
 use crate::catalog::{CatalogId, Head, HeadSigner};
+use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
 use crate::proto::replica::Replica;
@@ -279,8 +280,11 @@ impl World {
     fn ask_source(&mut self, from: Caller, source: Source, ask: Ask) {
         match source {
             Source::Coordinator(_) => self.send(from, ask),
-            Source::Peer(index) => {
-                let peer = self.nodes[from.worker].peers[index];
+            Source::Peer(id) => {
+                let peers = &self.nodes[from.worker].peers;
+                let Some(&peer) = peers.iter().find(|peer| peer_id(**peer) == id) else {
+                    return self.fails(from, Duration::ZERO, true);
+                };
                 let pause = self.travel();
                 self.later(pause, Step::Peer { from, peer, ask });
             }
@@ -325,7 +329,7 @@ impl World {
         let node = &mut self.nodes[worker];
         let config = Config {
             coordinators: vec!["c0".into(), "c1".into()],
-            peers: node.peers.iter().map(|peer| format!("w{peer}")).collect(),
+            peers: node.peers.iter().map(|&peer| peer_addr(peer)).collect(),
             seed,
             sid,
             lease: true,
@@ -536,6 +540,14 @@ impl World {
         }
         Some(Event::Body(bytes.into()))
     }
+}
+
+fn peer_addr(worker: usize) -> String {
+    format!("w{worker}")
+}
+
+fn peer_id(worker: usize) -> NodeId {
+    NodeId::of_addr(&peer_addr(worker))
 }
 
 /// The same head for another catalog, rightly signed.
