@@ -48,6 +48,15 @@ pub trait Api: Send + Sync {
     /// What the node thinks of itself, one JSON object.
     fn status(&self) -> Reply<'_, serde_json::Value>;
 
+    /// The other workers that a worker knows, one JSON object.
+    fn peers(&self) -> Reply<'_, serde_json::Value> {
+        Box::pin(async {
+            let message = "only a worker knows other workers";
+            Err(Failure::new(Code::NoCatalog.as_str(), message)
+                .hint("ask a worker on its socket: larder peers --socket PATH"))
+        })
+    }
+
     /// The revision that a run resolves all its definitions at: nothing that was acknowledged
     /// before the call is missing in it. Read at it with
     /// [`Freshness::Run`](crate::answer::Freshness::Run), and [`pin`](Self::pin) it if the run may

@@ -23,6 +23,7 @@ mod logging;
 mod ls;
 mod option;
 mod output;
+mod peers;
 mod pins;
 mod publish;
 mod records;
@@ -74,6 +75,7 @@ enum Command {
     Pins(pins::ListArgs),
     Unpin(pins::UnpinArgs),
     Status(status::Args),
+    Peers(peers::Args),
     Coordinator(coordinator::Args),
     Worker(worker::Args),
     Certs(certs::Args),
@@ -127,6 +129,7 @@ fn run(line: Line, screen: &mut Screen<'_>) -> anyhow::Result<()> {
         Command::Pins(args) => wait(pins::list(&args, &global, screen)),
         Command::Unpin(args) => wait(pins::unpin(&args, &global, screen)),
         Command::Status(args) => wait(status::run(&args, &global, screen)),
+        Command::Peers(args) => wait(peers::run(&args, &global, screen)),
         Command::Backup(args) => wait(backup::run(&args, &global, screen)),
         Command::Coordinator(args) => coordinator::run(&args, &global),
         Command::Worker(args) => worker::run(&args, &global),

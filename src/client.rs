@@ -42,6 +42,7 @@ impl Client {
             listen: local_addr(coordinators),
             coordinators: coordinators.to_vec(),
             peers: Vec::new(),
+            membership: None,
             store: StoreChoice::None,
             store_budget: MEMORY,
             deadline: config.deadline,

@@ -37,6 +37,9 @@ pub const MAX_COORDINATORS: usize = 16;
 /// Most configured peers; a fetch asks three.
 pub const MAX_PEERS: usize = 256;
 
+/// Most addresses to join by: those of the coordinator come on top.
+pub const MAX_JOIN: usize = 64;
+
 /// Smallest budget of a worker's store: one spec of the largest size, and room for its pages.
 pub const MIN_STORE_BUDGET: u64 = 32 << 20;
 
@@ -172,6 +175,8 @@ pub struct WorkerConfig {
     pub coordinators: Vec<Address>,
     /// Workers to fetch bytes from, up to 256. Default none.
     pub peers: Vec<Address>,
+    /// How it and others find each other; `None` with `gossip: off`. Default on.
+    pub membership: Option<Membership>,
     /// The cache's directory. Default `/var/lib/larder/worker` for root, else
     /// `~/.local/state/larder/worker`.
     pub store: StoreChoice,
@@ -190,6 +195,17 @@ pub struct WorkerConfig {
     /// What a read gets that says nothing of freshness: `strict`, or `bounded:60s`. Default
     /// strict. Each answer says which mode held.
     pub freshness: Freshness,
+}
+
+/// How workers find each other.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Membership {
+    /// Addresses to join by, beside those of the coordinator: any worker, up to 64. Default none.
+    pub join: Vec<Address>,
+    /// Where other workers reach this one, if that is not where it listens: behind a NAT whose
+    /// port is forwarded, say. Default the address of `listen`, or, if that is a wildcard, the one
+    /// that its packets come from.
+    pub advertise: Option<SocketAddr>,
 }
 
 /// Configuration of a command that asks a node.
@@ -300,6 +316,7 @@ impl WorkerConfig {
             store_budget,
             coordinators,
             peers: pick.list(Field::Peers, MAX_PEERS)?,
+            membership: membership(&mut pick, listen)?,
             deadline: deadline(&mut pick)?,
             lease: pick.or(Field::Lease, default::KEEP_LEASE, |text| {
                 Ok(!lease(text)?.is_zero())
@@ -413,6 +430,25 @@ fn prefetch(text: &str) -> Result<Prefetch, Invalid> {
         "none" => Ok(Prefetch::None),
         _ => Err(Invalid("it is `all`, `used` or `none`".into())),
     }
+}
+
+fn membership(
+    pick: &mut Picker<'_>,
+    listen: SocketAddr,
+) -> Result<Option<Membership>, ConfigError> {
+    let on = pick.or(Field::Gossip, default::GOSSIP, value::switch)?;
+    let join = pick.list(Field::Join, MAX_JOIN)?;
+    let advertise = pick.optional(Field::Advertise, |text| {
+        let addr = value::socket_addr(text)?;
+        match addr.ip().is_unspecified() || addr.port() == 0 {
+            true => Err(Invalid(format!(
+                "an address that others can dial, such as 192.0.2.7:{}",
+                listen.port()
+            ))),
+            false => Ok(addr),
+        }
+    })?;
+    Ok(on.then_some(Membership { join, advertise }))
 }
 
 fn freshness(text: &str) -> Result<Freshness, Invalid> {

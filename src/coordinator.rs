@@ -5,6 +5,7 @@ mod engine;
 mod local;
 mod service;
 mod session;
+mod whereabouts;
 pub(crate) mod writer;
 
 use std::future::Future;
@@ -15,13 +16,14 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use self::engine::{Engine, Reporter};
+use self::whereabouts::Whereabouts;
 use crate::api::Api;
 use crate::catalog::{CatalogId, Entry, HeadKey, HeadVerifier};
 use crate::clock;
 use crate::config::{CoordinatorConfig, StoreChoice};
 use crate::daemon::{self, RunError};
 use crate::identity::Role;
-use crate::net::{Endpoint, EndpointOptions, Limits, Port, Runtime};
+use crate::net::{DialBack, Endpoint, EndpointOptions, Limits, Port, Runtime};
 use crate::proto::code::{Code, Refusal};
 use crate::proto::coordinator::{Coordinator as Machine, Input, Ledger, Options, ReplayError};
 use crate::store::vault::{DEFAULT_CACHE_BYTES, Vault};
@@ -40,6 +42,9 @@ struct Node {
     engine: Option<Arc<Engine>>,
     /// Proves to each worker that this is the catalog's coordinator; as long as there is one.
     head_key: Option<HeadKey>,
+    /// Tries whether workers can be dialled where they say.
+    dial_back: DialBack,
+    whereabouts: Whereabouts,
     endpoint: Endpoint,
     store_dir: Option<PathBuf>,
     max_spec_len: u64,
@@ -158,6 +163,8 @@ impl Coordinator {
         let node = Arc::new(Node {
             engine,
             head_key,
+            dial_back: DialBack::new(&endpoint),
+            whereabouts: Whereabouts::default(),
             endpoint,
             store_dir: match &config.store {
                 StoreChoice::Directory(dir) => Some(dir.clone()),

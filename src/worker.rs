@@ -9,6 +9,8 @@ mod head;
 mod keeper;
 mod leased;
 mod local;
+mod members;
+mod neighbours;
 mod peers;
 mod run;
 mod saver;
@@ -22,6 +24,7 @@ use std::time::{Duration, Instant};
 use self::engine::Engine;
 pub(crate) use self::engine::with_causes;
 use self::forward::Preferred;
+use self::members::Members;
 use crate::answer::{Answer, Freshness, GetError, Query, Target};
 use crate::api::Api;
 use crate::config::{StoreChoice, WorkerConfig};
@@ -57,6 +60,8 @@ pub struct Worker(Arc<Node>);
 #[derive(Debug)]
 pub(crate) struct Node {
     engine: Arc<Engine>,
+    /// `None` where it does not look for others.
+    members: Option<Arc<Members>>,
     /// `None` once it has been stopped.
     runtime: Mutex<Option<Runtime>>,
     deadline: Duration,
@@ -71,6 +76,10 @@ pub(crate) struct Node {
 impl Node {
     fn engine(&self) -> &Arc<Engine> {
         &self.engine
+    }
+
+    fn members(&self) -> Option<&Arc<Members>> {
+        self.members.as_ref()
     }
 
     fn store_dir(&self) -> Option<&Path> {
@@ -170,8 +179,11 @@ impl Worker {
         };
         let engine = Engine::new(&machine, Arc::new(store), endpoint, runtime.handle())?;
         runtime.handle().spawn(keep_links(Arc::downgrade(&engine)));
+        let members = config.membership.as_ref();
+        let members = members.map(|config| Members::start(&engine, config, runtime.handle()));
         Ok(Self(Arc::new(Node {
             engine,
+            members,
             runtime: Mutex::new(Some(runtime)),
             deadline: config.deadline,
             preferred: Preferred::default(),
@@ -236,6 +248,9 @@ impl Worker {
     pub async fn stop(self) {
         self.0.engine.stop_reads();
         self.0.engine.leave().await;
+        if let Some(members) = &self.0.members {
+            members.leave();
+        }
         let runtime = self.0.runtime.lock();
         let runtime = runtime.unwrap_or_else(PoisonError::into_inner).take();
         let Some(runtime) = runtime else {

@@ -66,6 +66,7 @@ pub(crate) fn worker(
         listen: "127.0.0.1:0".parse()?,
         coordinators,
         peers: vec![],
+        membership: None,
         store,
         store_budget: STORE_BUDGET,
         deadline: Duration::from_secs(10),

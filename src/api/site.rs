@@ -62,6 +62,7 @@ impl Site {
             listen: any_port(),
             coordinators: addresses(coordinators),
             peers: vec![],
+            membership: None,
             store: StoreChoice::None,
             store_budget: 64 << 20,
             deadline: Duration::from_secs(10),

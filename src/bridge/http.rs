@@ -19,6 +19,7 @@
 //! | `POST /v1/pins` with `{token, for_ms?}` | `{id, rev, until_unix_ms, by}`, Unix socket only |
 //! | `DELETE /v1/pins/{id}` | the same, Unix socket only |
 //! | `GET /v1/status` | one JSON object |
+//! | `GET /v1/peers` | a worker's view of the others |
 //! | `GET /v1/backup` | a backup of the catalog, Unix socket only |
 //! | `GET /healthz`, `/readyz`, `/metrics` | text |
 //!

@@ -7,12 +7,14 @@ use super::option::{DaemonArgs, GlobalArgs};
 /// Run a worker, which answers reads beside an engine.
 ///
 /// It keeps a copy of the catalog and a lease on it, so that most reads send no packet; it keeps
-/// the bytes of what was read, and fetches bytes from peers when the coordinator cannot give them. SIGTERM ends it after requests in progress;
-/// SIGHUP reads certificates and the trust file again.
+/// the bytes of what was read, and fetches bytes from other workers when the coordinator does not
+/// give them. Workers find each other through the coordinator, or any other worker. SIGTERM ends it
+/// after requests in progress; SIGHUP reads certificates and the trust file again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "EXAMPLES
   larder worker --coordinator c1.example:7457 --certs certs/worker/w1
-  larder worker --coordinator c1:7457,c2:7457 --peer w2:7458 --peer w3:7458
+  larder worker --coordinator c1:7457,c2:7457 --join w2:7458
+  larder peers                             who has been found
   curl --unix-socket /run/larder/worker.sock http://larder/v1/specs/etl/daily
   larder config check worker               show every option and its origin")]
 pub(crate) struct Args {
@@ -22,6 +24,17 @@ pub(crate) struct Args {
     /// Another worker to fetch bytes from; repeat it for more [env: LARDER_PEERS]
     #[arg(long = "peer", value_name = "HOST:PORT")]
     peers: Vec<String>,
+    /// Any worker of the cluster to find the others by, if the coordinator cannot be asked;
+    /// repeat it for more [env: LARDER_JOIN]
+    #[arg(long = "join", value_name = "HOST:PORT")]
+    join: Vec<String>,
+    /// Where other workers reach this one, if that is not where it listens
+    /// [env: LARDER_ADVERTISE]
+    #[arg(long, value_name = "ADDR:PORT")]
+    advertise: Option<String>,
+    /// Whether it and other workers find each other, on or off [env: LARDER_GOSSIP]
+    #[arg(long, value_name = "ON|OFF")]
+    gossip: Option<String>,
     /// How many bytes of definitions to keep, such as 512MiB [env: LARDER_STORE_BUDGET]
     #[arg(long, value_name = "SIZE")]
     store_budget: Option<String>,
@@ -47,6 +60,9 @@ pub(crate) fn run(args: &Args, global: &GlobalArgs) -> anyhow::Result<()> {
         flags
             .set_list(Field::Coordinators, &args.coordinators)
             .set_list(Field::Peers, &args.peers)
+            .set_list(Field::Join, &args.join)
+            .set(Field::Advertise, args.advertise.as_ref())
+            .set(Field::Gossip, args.gossip.as_ref())
             .set(Field::StoreBudget, args.store_budget.as_ref())
             .set(Field::Deadline, args.deadline.as_ref())
             .set(Field::Lease, args.lease.as_ref())

@@ -23,6 +23,9 @@ pub(super) const LEASE: &str = "6s";
 
 pub(super) const KEEP_LEASE: &str = "on";
 
+/// Peers that find each other help; they never decide what is current.
+pub(super) const GOSSIP: &str = "on";
+
 pub(super) const PREFETCH: &str = "used";
 
 /// Weaker answers are a decision of the operator.

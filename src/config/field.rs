@@ -44,6 +44,12 @@ fields! {
     Coordinators = "coordinators", "--coordinator", [Worker Client];
     /// Addresses of other workers.
     Peers = "peers", "--peer", [Worker];
+    /// Addresses to join the membership by.
+    Join = "join", "--join", [Worker];
+    /// Where other workers reach this one.
+    Advertise = "advertise", "--advertise", [Worker];
+    /// Whether the worker finds others by itself.
+    Gossip = "gossip", "--gossip", [Worker];
     /// How long a read may take.
     Deadline = "deadline", "--deadline", [Worker Client];
     /// How long a worker may answer without asking again; at a worker, whether it does.
@@ -95,7 +101,7 @@ impl Field {
 
     /// Whether it holds several values, given as repeated flags, a YAML list or with commas.
     pub(super) fn is_list(self) -> bool {
-        matches!(self, Self::Coordinators | Self::Peers)
+        matches!(self, Self::Coordinators | Self::Peers | Self::Join)
     }
 
     /// The field of a key in a file.

@@ -148,6 +148,14 @@ pub(super) fn boolean(text: &str) -> Result<bool, Invalid> {
         .map_err(|_| Invalid::new("it is `true` or `false`"))
 }
 
+pub(super) fn switch(text: &str) -> Result<bool, Invalid> {
+    match text {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err(Invalid::new("it is `on` or `off`")),
+    }
+}
+
 pub(super) fn text(text: &str) -> Result<String, Invalid> {
     Ok(text.to_owned())
 }

@@ -284,9 +284,10 @@ mod tests {
 
     use super::super::engine::Engine;
     use super::super::engine::tests::{engine, publish, ten};
+    use super::super::whereabouts::Whereabouts;
     use super::*;
     use crate::api::site::Site;
-    use crate::net::{Endpoint, EndpointOptions, Limits, Port};
+    use crate::net::{DialBack, Endpoint, EndpointOptions, Limits, Port};
     use crate::spec::MAX_SPEC_LEN;
     use crate::trust::{Identity, IdentityOptions, IdentityPaths};
 
@@ -301,11 +302,14 @@ mod tests {
         };
         let addr = "127.0.0.1:0".parse().expect("an address");
         let port = Port::bind(addr, identity.uri().cluster()).expect("a port");
+        let endpoint =
+            Endpoint::start(&Handle::current(), port, identity, options).expect("started");
         Arc::new(Node {
             engine: Some(engine),
             head_key: None,
-            endpoint: Endpoint::start(&Handle::current(), port, identity, options)
-                .expect("started"),
+            dial_back: DialBack::new(&endpoint),
+            whereabouts: Whereabouts::default(),
+            endpoint,
             store_dir: None,
             max_spec_len: MAX_SPEC_LEN,
             begun: true.into(),

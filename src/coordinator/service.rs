@@ -10,8 +10,8 @@ use crate::proto::coordinator::Input;
 use crate::proto::limit::RECORDS_PER_PART;
 use crate::proto::replica;
 use crate::proto::wire::{
-    Blob, GetBlob, GetCatalog, HeadBytes, Leave, Missing, Outcome, ProofBytes, PutBlob, Request,
-    Resolve, Response, Status, Watch,
+    Blob, GetBlob, GetCatalog, HeadBytes, Leave, Meet, Met, Missing, Outcome, ProofBytes, PutBlob,
+    Request, Resolve, Response, Status, Watch,
 };
 use crate::spec::{Spec, SpecHash, Syntax};
 
@@ -68,6 +68,10 @@ impl Serving {
             let json = self.0.status_json().to_string();
             return Ok(reply.send(&Response::Status(Status { json })).await?);
         }
+        if let Request::Meet(meet) = request {
+            let met = self.0.met(&peer, &meet).await;
+            return Ok(reply.send(&Response::Met(met)).await?);
+        }
         let engine = self.0.catalog()?;
         let response = match request {
             Request::Resolve(resolve) => return self.resolve(resolve, reply).await,
@@ -99,6 +103,7 @@ impl Serving {
             }
             Request::Leave(Leave { sid }) => {
                 let owner = peer.uri.to_string();
+                self.0.whereabouts.forget(peer.uri.id());
                 engine.drive(Input::Leave { owner, sid });
                 Response::Done(())
             }
@@ -216,4 +221,23 @@ impl Serving {
 
 fn version_len(version: &Option<crate::proto::wire::WireVersion>) -> Option<u64> {
     version.map(|version| version.len)
+}
+
+impl Node {
+    /// Notes where a worker listens and says who else does.
+    async fn met(&self, peer: &Peer, meet: &Meet) -> Met {
+        let node = peer.uri.id();
+        let mut reached = None;
+        if let Some(addr) = meet.addr {
+            if meet.dial_back {
+                reached = self.dial_back.reaches(node, addr).await;
+            }
+            self.whereabouts.note(&peer.uri, addr, reached);
+        }
+        Met {
+            seen: peer.addr,
+            reached,
+            nodes: self.whereabouts.some(node),
+        }
+    }
 }

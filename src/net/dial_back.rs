@@ -3,11 +3,11 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{Endpoint, Link, Port, Wanted};
 use crate::identity::NodeId;
-use crate::proto::limit::{DIAL_BACK_EVERY, MAX_CONNECTIONS, MAX_DIAL_BACKS};
+use crate::proto::limit::{DIAL_BACK_EVERY, GOSSIP_DIAL_TIMEOUT, MAX_CONNECTIONS, MAX_DIAL_BACKS};
 
 /// Finds out whether a worker can be reached where it says that it listens: from a port of its
 /// own, since a NAT lets packets in from where the worker itself has sent some.
@@ -40,7 +40,8 @@ impl DialBack {
         }
         let endpoint = self.endpoint()?;
         let link = Link::new(&endpoint, addr.to_string(), Wanted::Node(node));
-        Some(link.connect(true).await.is_ok())
+        let dialled = timeout(GOSSIP_DIAL_TIMEOUT, link.connect(true)).await;
+        Some(matches!(dialled, Ok(Ok(()))))
     }
 
     fn may(&self, node: NodeId) -> bool {

@@ -205,7 +205,7 @@ impl LinkError {
     }
 
     /// An answer that is well formed and does not belong to the question.
-    pub(super) const fn unexpected() -> Self {
+    pub(crate) const fn unexpected() -> Self {
         Self::BadAnswer(FrameError::Value("an answer to another question"))
     }
 

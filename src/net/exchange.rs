@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,6 +99,11 @@ impl Exchange {
             first_frame: None,
             unread: 0,
         }
+    }
+
+    /// Where the answer comes from.
+    pub fn addr(&self) -> SocketAddr {
+        self.up.connection.remote_address()
     }
 
     /// The next frame of the answer. When this or [`body`](Self::body) is cancelled or fails, the

@@ -189,6 +189,30 @@ pub enum Output {
     Joined,
     /// No member is left.
     Alone,
+    /// Whether others can dial this node has changed.
+    Dialled(bool),
+}
+
+/// How a member stands, as far as a node knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// It answers.
+    Up,
+    /// It did not answer, and has some seconds left.
+    Suspect,
+    /// It is gone.
+    Down,
+}
+
+impl Standing {
+    /// One lower-case word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Suspect => "suspect",
+            Self::Down => "down",
+        }
+    }
 }
 
 /// What was dropped, and why; each counts up from zero.
@@ -226,6 +250,8 @@ pub struct Gossip {
     remembered: Vec<Member>,
     /// Nobody can dial this node.
     is_leaf: bool,
+    /// Dials back that failed in a row.
+    unreached: u32,
     /// Whom it is attached to then.
     attached: BTreeMap<NodeId, Member>,
     /// Nodes that nobody can dial, and that are connected to this one.
@@ -294,6 +320,7 @@ impl Gossip {
             seeds,
             remembered,
             is_leaf: false,
+            unreached: 0,
             attached: BTreeMap::new(),
             leaves: BTreeSet::new(),
             up: BTreeMap::new(),
@@ -323,6 +350,25 @@ impl Gossip {
     /// Who is there, apart from this node.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
         self.up.values()
+    }
+
+    /// Everyone that is known, and how they stand; this node is not among them.
+    pub fn states(&self) -> Vec<(Member, Standing)> {
+        if self.is_leaf {
+            let attached = self.attached.values();
+            return attached.map(|member| (*member, Standing::Up)).collect();
+        }
+        let own = self.own().id;
+        let states = self.foca.iter_membership_state();
+        let states = states.filter(|update| update.id().id != own);
+        let standing = |update: &Update| match update.state() {
+            foca::State::Alive => Standing::Up,
+            foca::State::Suspect => Standing::Suspect,
+            foca::State::Down => Standing::Down,
+        };
+        states
+            .map(|update| (*update.id(), standing(update)))
+            .collect()
     }
 
     /// What was dropped so far.

@@ -195,6 +195,12 @@ pub const MAX_GOSSIP_PER_SEC: u32 = 64;
 /// Gossip packets of one member that may come at once.
 pub const MAX_GOSSIP_BURST: u32 = 2 * MAX_GOSSIP_PER_SEC;
 
+/// How long a dial for gossip may take: what waits for it is old after that.
+pub const GOSSIP_DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Dials for gossip at once. Packets that would need a further one are dropped.
+pub const MAX_GOSSIP_DIALS: usize = 64;
+
 /// Gossip packets that wait for a connection to one member. The oldest go first: gossip is
 /// repeated anyway.
 pub const MAX_GOSSIP_QUEUE: usize = 8;
@@ -220,6 +226,9 @@ pub const MAX_RENEW_BACKOFF: Duration = Duration::from_secs(60);
 pub const FIRST_ANNOUNCE_BACKOFF: Duration = Duration::from_millis(500);
 /// See [`FIRST_ANNOUNCE_BACKOFF`].
 pub const MAX_ANNOUNCE_BACKOFF: Duration = Duration::from_secs(30);
+
+/// Dials back that have to fail in a row before a node believes that nobody can dial it.
+pub const UNREACHED_ENOUGH: u32 = 2;
 
 /// Members that a node which nobody can dial stays connected to.
 pub const LEAF_LINKS: usize = 3;

@@ -19,6 +19,7 @@ mod anchor;
 #[cfg(feature = "sim")]
 mod canon;
 mod fetch;
+mod heard;
 mod held;
 mod lease;
 mod names;
@@ -44,7 +45,7 @@ use self::update::UpdateCall;
 use crate::answer::{
     Answer, Freshness, GetError, Hop, HopFailure, Mode, Proof, Query, RunToken, Snapshot, Target,
 };
-use crate::catalog::{CatalogId, Epoch, HeadVerifier, Revision, Version};
+use crate::catalog::{CatalogId, Epoch, HeadVerifier, Revision, SignedHead, VerifiedHead, Version};
 use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::code::Refusal;
@@ -160,6 +161,15 @@ pub enum Input {
     },
     /// These are the members from now on; those before them are not.
     Peers(Vec<Neighbour>),
+    /// A member has told of a head that a pinned key signed.
+    Heard {
+        /// The head.
+        head: VerifiedHead,
+        /// Who told.
+        from: NodeId,
+    },
+    /// A pinned key has signed this head and another one for its revision.
+    Forked(Box<SignedHead>),
     /// [`Worker::next_wake`] has come.
     Wake,
     /// The machine has slept, or its clock has jumped.
@@ -550,6 +560,8 @@ impl Worker {
                 sent,
             } => self.named(state, before, sent, now),
             Input::Peers(members) => self.set_members(members, now),
+            Input::Heard { head, from } => self.heard(&head, from, now),
+            Input::Forked(head) => self.forked(&head),
             Input::Wake => self.wake(now),
             Input::Resumed => self.resumed(now),
             Input::Leave => self.leave(),

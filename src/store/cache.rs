@@ -375,6 +375,23 @@ impl WorkerStore {
         Meta::of(&**self.store()).reset_key(fresh)
     }
 
+    /// What was kept of the membership.
+    ///
+    /// # Errors
+    /// [`MetaError`].
+    pub fn members(&self) -> Result<Option<Vec<u8>>, MetaError> {
+        Meta::of(&**self.store()).members()
+    }
+
+    /// Keeps this of the membership, with the next flush.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn keep_members(&self, bytes: &[u8]) -> Result<(), StoreError> {
+        let _writer = self.writer();
+        Meta::of(&**self.store()).set_members(bytes)
+    }
+
     /// Makes everything so far survive the end of the process, and the mark a power cut.
     ///
     /// # Errors

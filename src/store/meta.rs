@@ -7,6 +7,7 @@
 //! | `catalog` | id, 16 B | coordinator |
 //! | `held-of` | catalog id 16 B, epoch u64: whose lines are in `Held` | worker |
 //! | `reset-key` | 32 random bytes, made once | worker |
+//! | `members` | generation and addresses, see `proto/gossip/remembered.rs` | worker |
 //! | `applied` | generation u64, offset u64: how far the view has the journal | coordinator |
 //!
 //! What a worker must not lose with a damaged sled stands in a file of its own: see
@@ -32,6 +33,7 @@ const ROLE_KEY: &str = "role";
 const CATALOG_KEY: &str = "catalog";
 const RESET_KEY: &str = "reset-key";
 const HELD_OF_KEY: &str = "held-of";
+const MEMBERS_KEY: &str = "members";
 const APPLIED_KEY: &str = "applied";
 
 /// Why a value about the store cannot be had.
@@ -146,6 +148,22 @@ impl<'a> Meta<'a> {
     /// [`MetaError`].
     pub(super) fn known_reset_key(self) -> Result<Option<[u8; 32]>, MetaError> {
         self.get(RESET_KEY, |r| r.array())
+    }
+
+    /// What was kept of the membership, as it was given.
+    ///
+    /// # Errors
+    /// [`MetaError`].
+    pub(super) fn members(self) -> Result<Option<Vec<u8>>, MetaError> {
+        self.get(MEMBERS_KEY, |r| Ok(r.raw(r.remaining())?.to_vec()))
+    }
+
+    /// Keeps this of the membership.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(super) fn set_members(self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.put(MEMBERS_KEY, bytes)
     }
 
     /// Of which catalog and epoch the lines in [`Tree::Held`] are.

@@ -26,6 +26,11 @@ pub struct Trust {
 }
 
 impl Trust {
+    /// Nodes whose certificates are refused.
+    pub fn revoked(&self) -> impl Iterator<Item = &NodeUri> {
+        self.revoked.iter()
+    }
+
     /// The cluster that peers must belong to.
     pub fn cluster(&self) -> &str {
         &self.cluster

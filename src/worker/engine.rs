@@ -60,6 +60,8 @@ pub(super) struct Engine {
     endpoint: Endpoint,
     coordinators: Vec<CoordinatorLink>,
     peers: Mutex<PeerLinks>,
+    /// Wakes who waits for another sight.
+    anew: Notify,
     handle: Handle,
     answers: Mutex<BTreeMap<Ticket, oneshot::Sender<Result<Answer, GetError>>>>,
     calls: Mutex<BTreeMap<CallId, AbortHandle>>,
@@ -115,6 +117,7 @@ impl Engine {
                 .map(|addr| CoordinatorLink::new(&endpoint, addr))
                 .collect(),
             peers: Mutex::new(peers),
+            anew: Notify::new(),
             store,
             endpoint,
             handle: handle.clone(),
@@ -340,6 +343,7 @@ impl Engine {
             false => Arc::clone(sight),
         };
         self.sight.store(shown);
+        self.anew.notify_one();
     }
 
     fn keep_anchor(&self, anchor: Anchor) {
@@ -570,6 +574,28 @@ impl Engine {
         self.sight.load()
     }
 
+    /// Completes when readers have been shown something new since the last time; for one waiter.
+    pub(super) async fn shown_anew(&self) {
+        self.anew.notified().await;
+    }
+
+    /// Checks signatures with the keys that are pinned at that moment.
+    pub(super) fn verifier(&self) -> Arc<dyn HeadVerifier> {
+        Arc::new(Pinned(self.endpoint.identity().clone()))
+    }
+
+    /// The coordinator's addresses, in the order of the configuration.
+    pub(super) fn coordinator_addrs(&self) -> Vec<String> {
+        let addrs = self.coordinators.iter();
+        addrs.map(|link| link.link().addr().to_owned()).collect()
+    }
+
+    /// The link to this address, if it is one of the coordinator's.
+    pub(super) fn coordinator_link_to(&self, addr: &str) -> Option<Link> {
+        let mut links = self.coordinators.iter().map(CoordinatorLink::link);
+        links.find(|link| link.addr() == addr).cloned()
+    }
+
     pub(super) fn store(&self) -> &WorkerStore {
         &self.store
     }
@@ -618,7 +644,6 @@ impl Engine {
     }
 
     /// These are the members from now on.
-    #[expect(dead_code, reason = "membership has no driver yet")]
     pub(super) fn set_peers(self: &Arc<Self>, members: Vec<Neighbour>) {
         lock(&self.peers).set(&members);
         self.drive(Input::Peers(members));

@@ -146,6 +146,10 @@ impl Api for Arc<Node> {
         Box::pin(async move { Ok(self.status_json()) })
     }
 
+    fn peers(&self) -> Reply<'_, serde_json::Value> {
+        Box::pin(async move { Ok(self.peers_json().await) })
+    }
+
     fn run_token(&self) -> Reply<'_, RunToken> {
         Box::pin(self.newest_token())
     }

@@ -26,12 +26,23 @@ impl Service for Serving {
         None
     }
 
-    async fn serve(&self, _peer: Peer, request: Request, _body: Bytes, reply: &mut Reply) {
+    async fn serve(&self, peer: Peer, request: Request, _body: Bytes, reply: &mut Reply) {
         // A reader that is gone has nothing to be told.
         let _ = match request {
             Request::GetBlob(get) => self.give(get.hash, reply).await,
             Request::GetDelta(get) => self.give_delta(&get, reply).await,
             Request::GetCatalog(get) => self.give_catalog(&get, reply).await,
+            Request::Meet(meet) => match self.node.members() {
+                Some(members) => {
+                    let met = members.met(&peer, &meet).await;
+                    reply.send(&Response::Met(met)).await
+                }
+                None => reply.refuse(&alone()).await,
+            },
+            Request::GetMembers(_) => match self.node.members() {
+                Some(members) => members.give_list(reply).await,
+                None => reply.refuse(&alone()).await,
+            },
             Request::GetStatus => {
                 let json = self.node.status_json().to_string();
                 reply.send(&Response::Status(Status { json })).await
@@ -42,6 +53,13 @@ impl Service for Serving {
             }
         };
     }
+}
+
+fn alone() -> Refusal {
+    Refusal::new(
+        Code::Busy,
+        "this worker does not look for others: `gossip` is off",
+    )
 }
 
 impl Serving {

@@ -195,6 +195,7 @@ impl Stage {
             listen: any,
             coordinators: vec![addr.parse().expect("an address")],
             peers: vec![],
+            membership: None,
             store: StoreChoice::None,
             store_budget: 1 << 20,
             deadline: Duration::from_secs(10),

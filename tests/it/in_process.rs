@@ -78,6 +78,7 @@ async fn a_worker_in_process_reads_over_quic_and_then_from_its_store() {
         listen: "127.0.0.1:0".parse().expect("an address"),
         coordinators: vec![addr.parse().expect("an address")],
         peers: vec![],
+        membership: None,
         store: StoreChoice::Directory(dir.join("w")),
         store_budget: 64 << 20,
         deadline: Duration::from_secs(10),

@@ -8,6 +8,7 @@ mod full_disk;
 mod hostile;
 mod in_process;
 mod main_job;
+mod membership;
 mod peers;
 mod runs;
 mod site;

@@ -252,6 +252,10 @@ impl Api for HttpClient {
         Box::pin(self.json(Ask::get("/v1/status".into())))
     }
 
+    fn peers(&self) -> Reply<'_, serde_json::Value> {
+        Box::pin(self.json(Ask::get("/v1/peers".into())))
+    }
+
     fn run_token(&self) -> Reply<'_, RunToken> {
         Box::pin(async {
             let ask = Ask::get("/v1/run-token".into());

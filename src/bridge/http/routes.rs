@@ -32,7 +32,7 @@ use crate::spec::{Mismatch, Spec, SpecHash, SpecName, Syntax, SyntaxError};
 
 /// What the hint of a wrong path lists.
 const ROUTES: &str = "/v1/specs, /v1/specs/{name}, /v1/blobs/{hash}, /v1/missing, /v1/publish, \
-     /v1/log, /v1/run-token, /v1/pins, /v1/pins/{id}, /v1/status, /v1/backup, /healthz, /readyz, /metrics";
+     /v1/log, /v1/run-token, /v1/pins, /v1/pins/{id}, /v1/status, /v1/peers, /v1/backup, /healthz, /readyz, /metrics";
 
 /// Where pins are listed and made.
 pub(super) const PINS: &str = "/v1/pins";
@@ -67,6 +67,7 @@ pub(super) fn router(surface: Surface) -> Router {
         .route(PINS, get(pins).post(pin))
         .route("/v1/pins/{id}", delete(unpin))
         .route("/v1/status", get(status))
+        .route("/v1/peers", get(peers))
         .route("/v1/backup", get(get_backup))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -306,6 +307,12 @@ async fn status(State(surface): Here, params: Params) -> Answered {
     params.only(&[])?;
     let status = surface.node.api().status().await?;
     Ok(Json(status).into_response())
+}
+
+async fn peers(State(surface): Here, params: Params) -> Answered {
+    params.only(&[])?;
+    let peers = surface.node.api().peers().await?;
+    Ok(Json(peers).into_response())
 }
 
 async fn get_backup(State(surface): Here, params: Params) -> Answered {

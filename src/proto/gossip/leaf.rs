@@ -9,6 +9,7 @@ use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::limit::{
     FIRST_ANNOUNCE_BACKOFF, LEAF_LINKS, MAX_ANNOUNCE_BACKOFF, MAX_LEAVES, SYNC_EVERY,
+    UNREACHED_ENOUGH,
 };
 
 /// What a leaf does.
@@ -19,9 +20,19 @@ impl Gossip {
     }
 
     pub(super) fn reachable(&mut self, is: bool, now: Time, out: &mut Vec<Output>) {
-        if self.left || is != self.is_leaf {
+        self.unreached = match is {
+            true => 0,
+            // A packet may have been lost.
+            false => self.unreached.saturating_add(1),
+        };
+        let changes = match self.is_leaf {
+            true => is,
+            false => self.unreached >= UNREACHED_ENOUGH,
+        };
+        if self.left || !changes {
             return;
         }
+        out.push(Output::Dialled(is));
         match is {
             true => self.become_member(now, out),
             false => self.become_leaf(now, out),

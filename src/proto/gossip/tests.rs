@@ -561,6 +561,8 @@ fn a_node_that_nobody_can_dial_is_no_member_and_hears_of_every_head() {
     let mut net = Net::new(5);
     net.run(Duration::from_secs(20));
     net.input(4, Input::Reachable(false));
+    assert!(!net.nodes[4].is_leaf(), "a packet may have been lost");
+    net.input(4, Input::Reachable(false));
     net.run(Duration::from_secs(60));
     for n in 0..4 {
         let is_there = net.nodes[n].members().any(|member| member.id == id(4));

@@ -56,6 +56,8 @@ pub(super) struct Session {
     pub(super) polled_at: Option<Time>,
     /// and which ones were, since all of them had their turn.
     pub(super) polled: Vec<Source>,
+    /// Who told of the newest head, and is asked first.
+    pub(super) told_by: Option<Source>,
     /// Who brought the replica's newest revision.
     pub(super) brought_by: Option<Hop>,
     /// A delta of the coordinator does not help: only the whole catalog does.
@@ -101,6 +103,7 @@ impl Session {
             round: Vec::new(),
             polled_at: None,
             polled: Vec::new(),
+            told_by: None,
             brought_by: None,
             whole: false,
             base: base.map(Arc::new),

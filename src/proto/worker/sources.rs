@@ -240,6 +240,13 @@ impl Sources {
             .map(|(_, source)| source)
     }
 
+    /// Whether this peer is there, and has neither lied nor failed lately.
+    pub(super) fn may_ask(&self, source: Source, now: Time) -> bool {
+        let is_there = self.askable().any(|peer| peer == source);
+        let seen = self.seen(source).filter(|_| is_there);
+        seen.is_some_and(|seen| seen.banned_until <= now && seen.penalty_until <= now)
+    }
+
     /// Peers that may be asked.
     pub(super) fn peers(&self) -> usize {
         self.askable().count()

@@ -128,7 +128,7 @@ impl Worker {
     }
 
     /// Asks the next source of this round. Without one the round is over.
-    fn ask_for_update(&mut self, poll: bool, now: Time) {
+    pub(super) fn ask_for_update(&mut self, poll: bool, now: Time) {
         if self.rollback.is_some() || self.session.left {
             return self.session.round.clear();
         }
@@ -140,7 +140,10 @@ impl Worker {
                 .or_else(|| self.sources.next_coordinator(&[])),
         };
         let (round, polled) = (&self.session.round, &self.session.polled);
-        let Some(source) = self.sources.next_of_round(coordinator, round, polled, now) else {
+        let told_by = self.session.told_by.take();
+        let told_by = told_by.filter(|source| self.sources.may_ask(*source, now));
+        let next = || self.sources.next_of_round(coordinator, round, polled, now);
+        let Some(source) = told_by.or_else(next) else {
             self.session.round.clear();
             if !poll {
                 self.arm_update(now + RETRY);

@@ -251,6 +251,9 @@ fn copy_meta(from: Meta<'_>, to: Meta<'_>) -> Result<bool, StoreError> {
     if let Some(key) = readable_value(from.known_reset_key())? {
         to.reset_key(key).map_err(store_error)?;
     }
+    if let Some(members) = readable_value(from.members())? {
+        to.set_members(&members)?;
+    }
     let held_of = readable_value(from.held_of())?;
     if let Some(life) = held_of {
         to.set_held_of(life)?;

@@ -1,0 +1,489 @@
+//! Carries out what the [membership](crate::proto::gossip) decides: datagrams over the
+//! connections between workers, dials, lists over streams, and what is kept on disk.
+
+mod book;
+mod meet;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use self::book::Book;
+pub(super) use self::book::Known;
+use super::engine::Engine;
+use crate::clock;
+use crate::config::Membership;
+use crate::identity::{NodeId, NodeUri};
+use crate::net::{Carrier, Channel, DialBack, Link, Wanted};
+use crate::proto::Time;
+use crate::proto::gossip::{self, Counters, Gossip, Input, Member, Output, Remembered};
+use crate::proto::limit::GOSSIP_DIAL_TIMEOUT;
+use crate::proto::worker::Input as ToWorker;
+use crate::proto::worker::Neighbour;
+use crate::trust::Identity;
+
+/// How often the machine is told what round trips are like.
+const MEASURE_EVERY: Duration = Duration::from_secs(10);
+
+/// While this node does not know where it is reached, and while no seed answers, it asks again
+/// after this, doubled up to [`MAX_ASK`].
+const FIRST_ASK: Duration = Duration::from_millis(200);
+/// See [`FIRST_ASK`].
+const MAX_ASK: Duration = Duration::from_secs(10);
+
+/// The membership of this worker.
+#[derive(Debug)]
+pub(super) struct Members {
+    own: NodeId,
+    engine: Weak<Engine>,
+    identity: Identity,
+    handle: Handle,
+    /// `None` until it is known where this node is reached.
+    machine: Mutex<Option<Machine>>,
+    book: Mutex<Book>,
+    dial_back: DialBack,
+    seeds: Vec<String>,
+    /// When the timer task wakes next, microseconds.
+    armed: AtomicU64,
+    rearm: Notify,
+}
+
+/// The machine, which has nothing to print.
+struct Machine(Gossip);
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Gossip")
+    }
+}
+
+impl Members {
+    /// Begins to look for others, on the engine's network thread.
+    pub(super) fn start(engine: &Arc<Engine>, config: &Membership, handle: &Handle) -> Arc<Self> {
+        let endpoint = engine.endpoint();
+        let coordinators = engine.coordinator_addrs();
+        let join = config.join.iter().map(ToString::to_string);
+        let listen = endpoint.local_addr();
+        let members = Arc::new(Self {
+            own: endpoint.identity().uri().id(),
+            engine: Arc::downgrade(engine),
+            identity: endpoint.identity().clone(),
+            handle: handle.clone(),
+            machine: Mutex::default(),
+            book: Mutex::default(),
+            dial_back: DialBack::new(endpoint),
+            seeds: coordinators.into_iter().chain(join).collect(),
+            armed: AtomicU64::new(u64::MAX),
+            rearm: Notify::new(),
+        });
+        endpoint.carry(Arc::new(Ear(Arc::downgrade(&members))));
+        let is_known = !listen.ip().is_unspecified();
+        let addr = config.advertise.or(is_known.then_some(listen));
+        handle.spawn(live(Arc::downgrade(&members), addr, listen.port()));
+        members
+    }
+
+    /// Who is known, for people.
+    pub(super) fn known(&self) -> Vec<Known> {
+        let states = match &*self.machine() {
+            Some(Machine(machine)) => machine.states(),
+            None => Vec::new(),
+        };
+        self.book().known(&states)
+    }
+
+    /// This node as others see it, and whether nobody can dial it; `None` while it does not know
+    /// where it is reached.
+    pub(super) fn own(&self) -> Option<(Member, bool)> {
+        let machine = self.machine();
+        let Machine(machine) = machine.as_ref()?;
+        Some((machine.own(), machine.is_leaf()))
+    }
+
+    /// Who is there.
+    fn all(&self) -> Vec<Member> {
+        let machine = self.machine();
+        let members = machine.as_ref().map(|Machine(machine)| machine.members());
+        members.into_iter().flatten().copied().collect()
+    }
+
+    fn parts(&self) -> Vec<Vec<u8>> {
+        let machine = self.machine();
+        machine
+            .as_ref()
+            .map(|Machine(machine)| machine.parts())
+            .unwrap_or_default()
+    }
+
+    /// What was dropped.
+    pub(super) fn counters(&self) -> Option<Counters> {
+        let machine = self.machine();
+        machine.as_ref().map(|Machine(machine)| machine.counters())
+    }
+
+    /// Tells everyone that this node goes.
+    pub(super) fn leave(self: &Arc<Self>) {
+        self.drive(Input::Leave);
+    }
+
+    fn begin(self: &Arc<Self>, addr: SocketAddr) {
+        let Some(engine) = self.engine.upgrade() else {
+            return;
+        };
+        let config = gossip::Config {
+            id: self.own,
+            addr,
+            seeds: self.seeds.clone(),
+            remembered: remembered(&engine),
+            seed: rand::random(),
+        };
+        tracing::info!(%addr, seeds = self.seeds.len(), "looking for other workers");
+        let verifier = engine.verifier();
+        *self.machine() = Some(Machine(Gossip::new(config, verifier)));
+        self.drive(Input::Start);
+        self.drive(Input::Barred(barred(&self.identity)));
+        let channels = self.book().channels();
+        for channel in channels {
+            self.greet(&channel);
+        }
+    }
+
+    /// Hands one input to the machine and carries out what follows from it.
+    fn drive(self: &Arc<Self>, input: Input<'_>) {
+        let (outputs, neighbours) = {
+            let mut machine = self.machine();
+            let Some(Machine(machine)) = machine.as_mut() else {
+                return;
+            };
+            let outputs = machine.handle(input, clock::now());
+            self.arm(machine.next_wake());
+            let changed = |output: &Output| matches!(output, Output::Up(_) | Output::Down(_));
+            let neighbours = outputs.iter().any(changed).then(|| neighbours(machine));
+            (outputs, neighbours)
+        };
+        if let (Some(neighbours), Some(engine)) = (neighbours, self.engine.upgrade()) {
+            metrics::gauge!("larder_members").set(neighbours.len() as f64);
+            engine.set_peers(neighbours);
+        }
+        for output in outputs {
+            self.carry_out(output);
+        }
+    }
+
+    fn carry_out(self: &Arc<Self>, output: Output) {
+        match output {
+            Output::Send { to, bytes } => self.send(to, bytes.into()),
+            Output::Tell { to, bytes } => {
+                let channel = self.book().channel(to);
+                // Lost like any other packet.
+                let _ = channel.map(|channel| channel.send(bytes.into()));
+            }
+            Output::Reach(seed) => {
+                let members = Arc::clone(self);
+                self.handle.spawn(async move { members.reach(&seed).await });
+            }
+            Output::Attach(member) => {
+                let members = Arc::clone(self);
+                self.handle
+                    .spawn(async move { members.attach(member).await });
+            }
+            Output::SyncWith(member) => {
+                let members = Arc::clone(self);
+                self.handle.spawn(async move { members.sync(member).await });
+            }
+            Output::Up(member) => {
+                let name = self.book().name(member.id);
+                tracing::info!(node = %member.id, name, addr = %member.addr, "a worker is there");
+            }
+            Output::Down(member) => {
+                let name = self.book().name(member.id);
+                self.book().forget_link(member.id);
+                tracing::info!(node = %member.id, name, addr = %member.addr, "a worker is gone");
+            }
+            Output::Head { head, from } => {
+                if let Some(engine) = self.engine.upgrade() {
+                    engine.drive(ToWorker::Heard { head, from });
+                }
+            }
+            Output::Equivocation(pair) => {
+                metrics::counter!("larder_equivocations_total").increment(1);
+                tracing::error!(
+                    "two different heads are signed for one revision: whoever has the head key is not honest"
+                );
+                if let Some(engine) = self.engine.upgrade() {
+                    engine.drive(ToWorker::Forked(Box::new(pair.0)));
+                }
+            }
+            Output::Remember(remembered) => self.keep(&remembered),
+            Output::Dialled(true) => tracing::info!("others can dial this worker now"),
+            Output::Dialled(false) => {
+                let hint = "forward its UDP port, or say with --advertise where it is reached";
+                tracing::warn!(
+                    hint,
+                    "nobody can dial this worker: it is no member of the others"
+                );
+            }
+            Output::Joined => tracing::info!("found other workers"),
+            Output::Alone => tracing::info!("no other worker is left"),
+        }
+    }
+
+    /// A datagram to a member: over a connection that is there, else over one that is dialled for
+    /// it, for which a few may wait.
+    fn send(self: &Arc<Self>, to: Member, packet: Bytes) {
+        let mut book = self.book();
+        if let Some(channel) = book.channel(to.id) {
+            // Lost like any other packet.
+            let _ = channel.send(packet);
+            return;
+        }
+        if book.wait(to.id, packet) {
+            drop(book);
+            let members = Arc::clone(self);
+            self.handle.spawn(async move { members.dial(to).await });
+        }
+    }
+
+    async fn dial(self: Arc<Self>, to: Member) {
+        let link = self.link(to);
+        let dialled = match link {
+            Some(link) => timeout(GOSSIP_DIAL_TIMEOUT, link.connect(false)).await,
+            None => return self.book().dialled(to.id, false),
+        };
+        // What waited leaves when the connection says that it is up.
+        self.book().dialled(to.id, matches!(dialled, Ok(Ok(()))));
+    }
+
+    /// A link to a member, or to one that may be.
+    fn link(&self, to: Member) -> Option<Link> {
+        let engine = self.engine.upgrade()?;
+        if let Some(link) = engine.peer_link(to.id) {
+            return Some(link);
+        }
+        let fresh = || Link::new(engine.endpoint(), to.addr.to_string(), Wanted::Node(to.id));
+        Some(self.book().stranger(to, fresh))
+    }
+
+    fn keep(&self, remembered: &Remembered) {
+        if let Some(engine) = self.engine.upgrade() {
+            let bytes = remembered.to_bytes();
+            self.handle.spawn_blocking(move || {
+                if let Err(error) = engine.store().keep_members(&bytes) {
+                    tracing::warn!(%error, "the addresses of other workers are not kept");
+                }
+            });
+        }
+    }
+
+    fn arm(&self, wake: Option<Time>) {
+        let Some(wake) = wake else { return };
+        let micros = wake.as_micros();
+        if micros < self.armed.fetch_min(micros, Ordering::AcqRel) {
+            self.rearm.notify_one();
+        }
+    }
+
+    fn machine(&self) -> MutexGuard<'_, Option<Machine>> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn greet(self: &Arc<Self>, channel: &Channel) {
+        let node = channel.uri().id();
+        let addr = channel.addr();
+        self.drive(Input::Connected { node, addr });
+    }
+}
+
+/// Hears what comes over connections; the endpoint holds it, and must not keep the worker alive.
+#[derive(Debug)]
+struct Ear(Weak<Members>);
+
+impl Carrier for Ear {
+    fn up(&self, channel: &Channel) {
+        let Some(members) = self.0.upgrade() else {
+            return;
+        };
+        let waiting = members.book().up(channel);
+        for packet in waiting {
+            let _ = channel.send(packet);
+        }
+        members.greet(channel);
+    }
+
+    fn packet(&self, channel: &Channel, packet: Bytes) {
+        if let Some(members) = self.0.upgrade() {
+            members.drive(Input::Datagram {
+                from: channel.uri().id(),
+                bytes: &packet,
+            });
+        }
+    }
+
+    fn down(&self, channel: &Channel) {
+        let Some(members) = self.0.upgrade() else {
+            return;
+        };
+        let node = channel.uri().id();
+        let (was_leaf, was_attached) = members.book().down(channel);
+        if was_leaf {
+            members.drive(Input::Leaf { node, there: false });
+        }
+        if was_attached {
+            members.drive(Input::Attached { node, there: false });
+        }
+    }
+}
+
+fn neighbours(machine: &Gossip) -> Vec<Neighbour> {
+    let members = machine.members();
+    members
+        .map(|member| Neighbour {
+            id: member.id,
+            addr: member.addr.to_string(),
+        })
+        .collect()
+}
+
+fn remembered(engine: &Engine) -> Remembered {
+    let kept = match engine.store().members() {
+        Ok(kept) => kept,
+        Err(error) => {
+            tracing::warn!(%error, "where other workers were cannot be read");
+            None
+        }
+    };
+    let kept = kept.map(|bytes| Remembered::from_bytes(&bytes));
+    match kept {
+        Some(Ok(remembered)) => remembered,
+        Some(Err(error)) => {
+            tracing::warn!(%error, "where other workers were is damaged on disk");
+            Remembered::default()
+        }
+        None => Remembered::default(),
+    }
+}
+
+fn barred(identity: &Identity) -> BTreeSet<NodeId> {
+    let current = identity.current();
+    current.trust().revoked().map(NodeUri::id).collect()
+}
+
+/// Finds out where this node is reached, then wakes the machine when something is due, until the
+/// membership is gone.
+async fn live(members: Weak<Members>, addr: Option<SocketAddr>, port: u16) {
+    let Some(addr) = (match addr {
+        Some(addr) => Some(addr),
+        None => own_addr(&members, port).await,
+    }) else {
+        return;
+    };
+    let Some(mut trust) = members.upgrade().map(|members| {
+        members.begin(addr);
+        members.identity.changes()
+    }) else {
+        return;
+    };
+    let mut measured = clock::now();
+    let mut told = None;
+    loop {
+        let Some(members) = members.upgrade() else {
+            return;
+        };
+        let Some(engine) = members.engine.upgrade() else {
+            return;
+        };
+        let now = clock::now();
+        let sight = engine.shown();
+        if let Some(replica) = sight.replica()
+            && told != Some((replica.epoch(), replica.rev()))
+        {
+            told = Some((replica.epoch(), replica.rev()));
+            members.drive(Input::Head(Box::new(replica.verified().clone())));
+        }
+        if now.since(measured) >= MEASURE_EVERY {
+            measured = now;
+            let slow = members.book().slow_round_trip();
+            if let Some(rtt) = slow {
+                members.drive(Input::RoundTrip(rtt));
+            }
+            members.count();
+        }
+        let wake = {
+            let machine = members.machine();
+            let wake = machine
+                .as_ref()
+                .and_then(|Machine(machine)| machine.next_wake());
+            let micros = wake.map_or(u64::MAX, Time::as_micros);
+            members.armed.store(micros, Ordering::Release);
+            wake
+        };
+        if wake.is_some_and(|wake| wake <= now) {
+            members.drive(Input::Tick);
+            // One turn, so that a machine that always wants the next one starves nobody.
+            tokio::task::yield_now().await;
+            continue;
+        }
+        let pause = wake.map_or(MEASURE_EVERY, |wake| wake.since(now));
+        let pause = pause.min(Duration::from_secs(1));
+        tokio::select! {
+            () = members.rearm.notified() => {}
+            () = engine.shown_anew() => {}
+            changed = trust.changed() => {
+                if changed.is_ok() {
+                    members.drive(Input::Barred(barred(&members.identity)));
+                }
+            }
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Where this node's packets come from, as a seed sees it.
+async fn own_addr(members: &Weak<Members>, port: u16) -> Option<SocketAddr> {
+    let mut pause = FIRST_ASK;
+    loop {
+        let members = members.upgrade()?;
+        for seed in &members.seeds {
+            if let Some(seen) = members.seen_by(seed).await {
+                return Some(SocketAddr::new(seen.ip().to_canonical(), port));
+            }
+        }
+        drop(members);
+        tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+        pause = (pause * 2).min(MAX_ASK);
+    }
+}
+
+impl Members {
+    fn count(&self) {
+        let Some(counters) = self.counters() else {
+            return;
+        };
+        let all = [
+            ("malformed", counters.malformed),
+            ("forged", counters.forged),
+            ("throttled", counters.throttled),
+            ("barred", counters.barred),
+            ("too-new", counters.too_new),
+            ("too-many", counters.too_many),
+            ("unsigned", counters.unsigned),
+            ("refused", counters.refused),
+        ];
+        metrics::counter!("larder_gossip_taken_total").absolute(counters.taken);
+        metrics::counter!("larder_gossip_renewals_total").absolute(counters.renewals);
+        for (reason, count) in all {
+            metrics::counter!("larder_gossip_dropped_total", "reason" => reason).absolute(count);
+        }
+    }
+}
