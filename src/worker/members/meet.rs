@@ -37,6 +37,11 @@ impl Members {
             others.push((uri.id(), addr));
             self.book().learn(uri);
         }
+        if let Some(addr) = addr {
+            // Else it would close before anything is sent over it.
+            let member = Member::new(node, addr, 0);
+            self.book().stranger(member, || link.clone());
+        }
         if let Some(reached) = met.reached {
             self.drive(Input::Reachable(reached));
         }
