@@ -4,9 +4,10 @@ use super::*;
 use crate::catalog::{
     Catalog, Change, Content, Head, HeadHash, HeadSigner, HeadVerifier, SignedHead,
 };
+use crate::identity::NodeId;
 use crate::proto::replica;
 use crate::proto::wire::{Grant, Marks, Renew, Step, WireChange};
-use crate::proto::worker::{Config, Input, Look, Mark, Restored};
+use crate::proto::worker::{Config, Input, Look, Mark, Neighbour, Restored};
 use crate::spec::{SpecHash, SpecName};
 
 const CATALOG: CatalogId = CatalogId::from_bytes([1; 16]);
@@ -550,4 +551,77 @@ fn a_worker_gives_what_it_holds_and_says_what_it_does_not() {
     assert_eq!(refused(&sight, epoch, 1), Err(Code::Compacted));
     assert_eq!(refused(&sight, Epoch::new(3), 3), Err(Code::NoCatalog));
     assert_eq!(sight.catalog(&get), Ok(line.whole()));
+}
+
+/// What a member tells of the newest head of `line`.
+fn heard(line: &Line, from: NodeId) -> Input {
+    let (signed, _) = line.heads.last().expect("a head");
+    let head = signed.verify(&Pinned).expect("signed");
+    Input::Heard { head, from }
+}
+
+/// A member besides the two peers.
+fn member(desk: &mut Desk) -> NodeId {
+    let id = NodeId::of_addr("m");
+    let addr = "m".into();
+    desk.input(Input::Peers(vec![Neighbour { id, addr }]));
+    id
+}
+
+#[test]
+fn a_worker_that_is_cut_off_asks_whoever_told_it_of_a_newer_head() {
+    let mut desk = Desk::new(Some(&Line::ours(2)));
+    let id = member(&mut desk);
+    let (call, _, _) = desk.cut_off_until_asked();
+    desk.event(call, Event::Delta(Line::ours(2).delta(2)));
+    desk.input(heard(&Line::ours(5), id));
+    let (call, source, whole) = desk.asked().expect("asked");
+    assert!(source == Source::Peer(id) && !whole);
+    // It is nobody's word yet: the head alone changes nothing that readers see.
+    assert_eq!(desk.shown(), Some((1, 2)));
+    assert_eq!(desk.machine.mark(), Some(Line::ours(2).mark()));
+    desk.event(call, Event::Delta(Line::ours(5).delta(2)));
+    assert_eq!(desk.shown(), Some((1, 5)));
+    assert_eq!(desk.strict(), Look::Ask);
+
+    for old in [Line::ours(5), Line::ours(3), Line::of(OTHER, 1, 9, 1, "v")] {
+        desk.input(heard(&old, id));
+        assert_eq!(desk.asked(), None, "there is nothing to be had");
+    }
+}
+
+#[test]
+fn a_worker_whose_coordinator_tells_it_asks_nobody_for_what_members_tell() {
+    let line = Line::ours(2);
+    let mut desk = Desk::new(Some(&line));
+    let watch = desk.out.iter().find_map(|output| match output {
+        Output::Watch { call, .. } => Some(*call),
+        _ => None,
+    });
+    desk.event(watch.expect("a watch"), Event::Watching);
+    desk.grant(&line, true);
+    let id = member(&mut desk);
+    desk.input(heard(&Line::ours(3), id));
+    assert_eq!(desk.asked(), None);
+    assert!(matches!(desk.strict(), Look::Serve(..)), "the lease holds");
+}
+
+#[test]
+fn two_heads_for_one_revision_that_members_show_quarantine() {
+    let (signed, _) = Line::ours(3).heads.pop().expect("a head");
+    let mut desk = Desk::new(Some(&Line::ours(2)));
+    desk.input(Input::Forked(Box::new(signed)));
+    assert!(desk.machine.rollback().is_some());
+    // Of another catalog, or of an epoch that is over, it is no matter of this worker's.
+    for (of, epoch) in [(OTHER, 1), (CATALOG, 1)] {
+        let (signed, _) = Line::of(of, epoch, 3, 1, "v").heads.pop().expect("a head");
+        let mut desk = Desk::new(Some(&Line::of(CATALOG, 2, 2, 1, "v")));
+        desk.input(Input::Forked(Box::new(signed)));
+        assert_eq!(desk.machine.rollback(), None);
+    }
+    // A head that contradicts the one that is held is a proof by itself.
+    let mut desk = Desk::new(Some(&Line::ours(3)));
+    let id = member(&mut desk);
+    desk.input(heard(&Line::of(CATALOG, 1, 3, 1, "other"), id));
+    assert!(desk.machine.rollback().is_some());
 }
