@@ -47,11 +47,18 @@
 //! | `Publish` | `Published` | publisher | it may have happened: repeat it with the same key |
 //! | `Watch` | `Watching`, then `Prepare`s and `Release`s | worker | no further lease is had without one |
 //! | `Renew` | `Grant` | worker | the lease is no longer than before |
+//! | `Meet` | `Met` | worker | nothing is known of who else is there |
+//! | `GetMembers` | `Members`, one or several | worker, of a worker | the rest comes with the next one |
+//! | `Relay` | `Relaying`, then nothing until the stream ends | worker, of a worker | packets are not carried |
 //! | `PrepAck`, `Leave` | `Done` | worker | the publish waits for the lease to run out, or for the next `Renew` |
 //!
 //! A `PrepAck` usually follows the `Watch` on its stream instead, as many as there are, and is not
 //! answered then: a publisher waits for it, and a stream of its own costs more than all the rest.
 //! Nothing else may follow a request.
+//!
+//! Workers also send each other packets that nobody answers: QUIC datagrams, or unidirectional
+//! streams with one packet each where it does not fit. Their first byte says what they are: 1 and 2
+//! are of the [membership](gossip), 3 is carried between a worker and the coordinator.
 //!
 //! Any answer may be [`Refusal`](code::Refusal) instead, with a [`Code`](code::Code) from one
 //! table. A body follows its header frame as raw bytes, so that nothing copies it through a

@@ -177,7 +177,7 @@ pub enum Output {
     /// strict read.
     Head {
         /// The head.
-        head: VerifiedHead,
+        head: Box<VerifiedHead>,
         /// Who told this node, and so has what it speaks of, or knows who has.
         from: NodeId,
     },
@@ -560,7 +560,7 @@ impl Gossip {
             Taken::Refused => self.counters.unsigned += 1,
             Taken::New(head) => {
                 let signed = *head.signed();
-                out.push(Output::Head { head: *head, from });
+                out.push(Output::Head { head, from });
                 self.spread(&Item::Head(signed), now, out);
             }
             Taken::Equivocation(pair) => {

@@ -209,7 +209,7 @@ impl Members {
             }
             Output::Head { head, from } => {
                 if let Some(engine) = self.engine.upgrade() {
-                    engine.drive(ToWorker::Heard { head, from });
+                    engine.drive(ToWorker::Heard { head: *head, from });
                 }
             }
             Output::Equivocation(pair) => {
@@ -409,7 +409,7 @@ async fn live(members: Weak<Members>, addr: Option<SocketAddr>, port: u16) {
             && told != Some((replica.epoch(), replica.rev()))
         {
             told = Some((replica.epoch(), replica.rev()));
-            members.drive(Input::Head(Box::new(replica.verified().clone())));
+            members.drive(Input::Head(Box::new(*replica.verified())));
         }
         if now.since(measured) >= MEASURE_EVERY {
             measured = now;

@@ -95,13 +95,12 @@ impl Gossip {
     pub(super) fn attached(&mut self, node: NodeId, there: bool, now: Time, out: &mut Vec<Output>) {
         let known = self.remembered.iter().find(|member| member.id == node);
         match (there, known.copied()) {
-            (true, Some(member)) if self.is_leaf && self.attached.len() < LEAF_LINKS => {
-                if self.attached.insert(node, member).is_none() {
-                    self.announced = 0;
-                    self.up.insert(node, member);
-                    out.push(Output::Up(member));
-                    self.tell_leaf(node, 0, out);
-                }
+            (true, Some(member)) if self.may_attach(node) => {
+                self.announced = 0;
+                self.attached.insert(node, member);
+                self.up.insert(node, member);
+                out.push(Output::Up(member));
+                self.tell_leaf(node, 0, out);
             }
             (false, _) => {
                 if let Some(member) = self.attached.remove(&node) {
@@ -113,6 +112,10 @@ impl Gossip {
             }
             _ => {}
         }
+    }
+
+    fn may_attach(&self, node: NodeId) -> bool {
+        self.is_leaf && self.attached.len() < LEAF_LINKS && !self.attached.contains_key(&node)
     }
 
     pub(super) fn tell_attached(&mut self, out: &mut Vec<Output>) {
