@@ -13,10 +13,11 @@ use super::random::Random;
 use crate::catalog::{
     CatalogId, Epoch, Head, HeadHash, HeadKey, PinnedKey, Revision, StateRoot, VerifiedHead,
 };
+use crate::codec::Writer;
 use crate::identity::{NodeId, NodeUri, Role};
 use crate::proto::Time;
 use crate::proto::gossip::{Config, Counters, Gossip, Input, Member, Output, Remembered};
-use crate::proto::limit::MAX_GOSSIP_QUEUE;
+use crate::proto::limit::{MAX_GOSSIP_QUEUE, MEMBERS_PER_PART};
 
 /// How long a packet takes.
 const LATENCY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(30));
@@ -122,6 +123,31 @@ impl Cluster {
             cluster.push(after, Event::Start(n));
         }
         cluster
+    }
+
+    /// Nodes that know each other already, as after they have run for long: finding each other is
+    /// what takes most of the time of a large cluster.
+    pub fn that_knows_itself(plan: Plan) -> Self {
+        let mut cluster = Self::new(plan);
+        // All have started, and nothing of what they said at that has arrived.
+        cluster.events.clear();
+        let lists = lists(plan.nodes);
+        for n in 0..plan.nodes {
+            cluster.input(n, Input::Start);
+            for (part, bytes) in lists.iter().enumerate() {
+                // In the name of as many others, since nobody may send so many at once.
+                let from = id((n + 1 + part) % plan.nodes);
+                cluster.input(n, Input::Part { from, bytes });
+            }
+        }
+        cluster.events.clear();
+        cluster
+    }
+
+    /// How many members the node with the fewest lists.
+    pub fn fewest_members(&self) -> usize {
+        let counts = self.nodes.iter().map(|node| node.members().count());
+        counts.min().unwrap_or_default()
     }
 
     /// Runs until every node lists every other, and says how long that took; `None` if it took
@@ -401,6 +427,22 @@ fn node(n: usize, random: &mut Random, pinned: PinnedKey) -> Gossip {
         seed,
     };
     Gossip::new(config, Arc::new(pinned))
+}
+
+/// The list of a node that knows all of them, in parts.
+fn lists(nodes: usize) -> Vec<Vec<u8>> {
+    let all: Vec<usize> = (0..nodes).collect();
+    let part = |some: &[usize]| {
+        let mut w = Writer::new();
+        w.u16(0);
+        for &n in some {
+            Member::new(id(n), addr(n), 1).write(&mut w);
+            // Incarnation, and alive.
+            w.u16(0).u8(0);
+        }
+        w.finish()
+    };
+    all.chunks(MEMBERS_PER_PART).map(part).collect()
 }
 
 fn pair(a: usize, b: usize) -> (usize, usize) {

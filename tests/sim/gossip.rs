@@ -26,7 +26,7 @@ fn sizes() -> Vec<usize> {
         text.parse()
             .expect("LARDER_GOSSIP_NODES is a list of numbers")
     });
-    [10, 40].into_iter().chain(more).collect()
+    [10, 100].into_iter().chain(more).collect()
 }
 
 fn seconds(time: Duration) -> String {
@@ -99,6 +99,40 @@ fn row(nodes: usize, loss_percent: u32) {
         cost.bytes,
         cost.stream_bytes,
     );
+}
+
+/// A large cluster that has found itself, over two minutes: a head reaches all of it, and nobody is
+/// taken for dead. `LARDER_GOSSIP_TOGETHER=5000` adds a size.
+#[test]
+fn a_cluster_that_knows_itself_stays_together_and_spreads_heads() {
+    let more = std::env::var("LARDER_GOSSIP_TOGETHER").unwrap_or_default();
+    let more = more.split(',').filter(|text| !text.is_empty());
+    let more = more.map(|text| text.parse().expect("a list of numbers"));
+    println!("nodes  loss  head at all, s  datagrams  bytes per node and second");
+    for nodes in [60].into_iter().chain(more) {
+        for loss_percent in [0, 5] {
+            let plan = Plan {
+                seed: 1 + nodes as u64,
+                nodes,
+                loss_percent,
+            };
+            let mut cluster = Cluster::that_knows_itself(plan);
+            assert_eq!(cluster.fewest_members(), nodes - 1);
+            let cost = cluster.run(Duration::from_secs(60));
+            cluster.publish(0, 1);
+            let spread = cluster.until_all_have(1, Duration::from_secs(60));
+            let spread = spread.unwrap_or_else(|| panic!("{plan:?}: a head is missing"));
+            cluster.run(Duration::from_secs(60).saturating_sub(spread));
+            // A packet or two that are lost make a suspect, and not a dead one.
+            assert_eq!(cluster.fewest_members(), nodes - 1, "{plan:?}");
+            println!(
+                "{nodes:5}  {loss_percent:3} %  {:>14}  {:9.1}  {:5.0}",
+                seconds(spread),
+                cost.datagrams,
+                cost.bytes
+            );
+        }
+    }
 }
 
 #[test]

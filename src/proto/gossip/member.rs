@@ -38,7 +38,7 @@ impl Member {
         }
     }
 
-    pub(super) fn write(&self, w: &mut Writer) {
+    pub(crate) fn write(&self, w: &mut Writer) {
         w.raw(self.id.as_bytes());
         match self.addr.ip() {
             IpAddr::V4(ip) => w.u8(4).raw(&ip.octets()),
