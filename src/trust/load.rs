@@ -342,7 +342,7 @@ impl IdentityError {
     pub fn hint(&self) -> &'static str {
         match &*self.problem {
             Problem::Read(error) if error.kind() == io::ErrorKind::NotFound => {
-                "`larder certs issue` writes a whole identity directory; name it with --identity"
+                "`larder certs issue` writes a whole identity directory; name it with --certs"
             }
             Problem::Read(_) => "the file must be readable by the user that runs larder",
             Problem::TooLong => "this is not the file that is meant",
