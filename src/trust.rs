@@ -36,7 +36,7 @@ use tokio::sync::watch;
 
 pub use self::load::{Credentials, IdentityError, IdentityOptions, IdentityPaths, TrustFile};
 pub(crate) use self::tls::{client_config, server_config};
-pub use self::verify::{Trust, Untrusted, Usage};
+pub use self::verify::{Trust, Untrusted, Usage, Validity};
 use crate::identity::{NodeUri, THROWAWAY_CLUSTER};
 
 /// Whether a cluster is one of those whose certificates come with the source code, so that its

@@ -12,7 +12,7 @@ use webpki::EndEntityCert;
 
 use super::tls::PROVIDER;
 use super::verify::node_uri;
-use super::{Trust, Untrusted, Usage, is_throwaway};
+use super::{Trust, Untrusted, Usage, Validity, is_throwaway};
 use crate::catalog::{HeadKey, PinnedKey, PinnedKeyError};
 use crate::identity::NodeUri;
 
@@ -136,6 +136,11 @@ impl Credentials {
 
     pub(super) fn certified_key(&self) -> Arc<CertifiedKey> {
         self.key.clone()
+    }
+
+    /// When the certificate is valid; `None` when its dates cannot be read.
+    pub fn validity(&self) -> Option<Validity> {
+        Validity::of(self.key.cert.first()?)
     }
 
     /// Changes when any of the files does.

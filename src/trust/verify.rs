@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 use std::fmt;
+use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
@@ -86,6 +87,50 @@ pub(super) fn node_uri(leaf: &EndEntityCert<'_>) -> Result<NodeUri, Untrusted> {
     match (uris.next(), uris.next()) {
         (Some(uri), None) => uri.parse().map_err(|_| Untrusted::NoNodeUri),
         _ => Err(Untrusted::NoNodeUri),
+    }
+}
+
+/// From when to when a certificate is valid, in seconds since 1970, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Validity {
+    /// Its first second.
+    pub not_before_unix_s: u64,
+    /// Its last second.
+    pub not_after_unix_s: u64,
+}
+
+impl Validity {
+    /// Later than any date that a certificate can hold.
+    const NEVER_UNIX_S: u64 = 1 << 40;
+
+    /// Of one certificate, whoever issued it; `None` when its dates cannot be read.
+    ///
+    /// The check of a chain begins with the dates of its first certificate, and a time at which
+    /// nothing is valid makes it say them.
+    pub(super) fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
+        let leaf = EndEntityCert::try_from(certificate).ok()?;
+        let check = |unix_s| {
+            leaf.verify_for_usage(
+                webpki::ALL_VERIFICATION_ALGS,
+                &[],
+                &[],
+                UnixTime::since_unix_epoch(Duration::from_secs(unix_s)),
+                KeyUsage::client_auth(),
+                None,
+                None,
+            )
+        };
+        let not_before = match check(0) {
+            Err(webpki::Error::CertNotValidYet { not_before, .. }) => not_before.as_secs(),
+            _ => 0,
+        };
+        let Err(webpki::Error::CertExpired { not_after, .. }) = check(Self::NEVER_UNIX_S) else {
+            return None;
+        };
+        Some(Self {
+            not_before_unix_s: not_before,
+            not_after_unix_s: not_after.as_secs(),
+        })
     }
 }
 
