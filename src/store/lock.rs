@@ -133,6 +133,24 @@ impl StoreLock {
     }
 }
 
+/// Who holds the lock of `dir`; `None` when nobody does, or when there is no store. Makes nothing.
+///
+/// # Errors
+/// What the operating system said.
+pub fn holder(dir: &Path) -> io::Result<Option<Holder>> {
+    let mut file = match File::open(dir.join(FILE)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // Shared, so that two who look are not in each other's way; given back with the file.
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(None),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(Some(read_holder(&mut file))),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 fn write_holder(file: &mut File, role: Role) -> io::Result<()> {
     let text = format!("{} {role}\n", std::process::id());
     file.rewind()?;
@@ -195,7 +213,10 @@ mod tests {
                 .to_string()
                 .contains(&format!("the worker with pid {pid}"))
         );
+        let seen = super::holder(dir.path()).expect("it can be seen");
+        assert_eq!(seen, Some(*holder), "whoever looks learns the same");
         drop(lock);
+        assert_eq!(super::holder(dir.path()).expect("it can be seen"), None);
         acquire(dir.path()).expect("the lock is free again");
     }
 
