@@ -21,9 +21,11 @@ mod endpoint;
 mod error;
 mod exchange;
 mod frame;
+mod knock;
 mod link;
 mod live;
 mod pace;
+mod path;
 mod runtime;
 mod serve;
 mod session;
@@ -37,11 +39,13 @@ pub use self::dial_back::DialBack;
 pub use self::endpoint::{Endpoint, EndpointOptions, Limits};
 pub use self::error::{BindError, DialFailure, LinkError};
 pub use self::exchange::{Exchange, Patience, Timing};
-pub use self::link::{Further, Link, Wanted};
+pub use self::knock::{Knock, knock};
+pub use self::link::{Further, Link, MAX_ADDRS, Wanted};
+pub use self::path::Path;
 pub use self::runtime::Runtime;
 pub use self::serve::{Gone, Peer, Reply, Service};
 pub use self::session::{SessionKey, Vouch};
-pub use self::socket::{Port, check_bind};
+pub use self::socket::{Buffers, Port, check_bind};
 use crate::proto::limit;
 
 /// The slowest pace at which bytes may move on a connection. Its streams share it: with n of them

@@ -19,6 +19,7 @@ use super::exchange::{Exchange, Patience, Sent};
 use super::frame::{ReadFail, peek_end, read_frame};
 use super::live::{Vouched, close};
 use super::pace::{Over, Sharers};
+use super::path::Path;
 use super::session::{Vouch, session_key};
 use crate::identity::{NodeId, NodeUri, Role};
 use crate::proto::code::{CloseCode, Code};
@@ -30,7 +31,7 @@ use crate::trust::{Credentials, Usage};
 const SERVER_NAME: &str = "larder";
 
 /// Addresses tried of one host name; a dual-stack host has two, further ones are left out.
-const MAX_ADDRS: usize = 4;
+pub const MAX_ADDRS: usize = 4;
 
 /// After a failed dial the next one waits this long, doubled with each failure.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -163,6 +164,11 @@ impl Link {
     /// The round trip time of the connection that is up.
     pub fn rtt(&self) -> Option<Duration> {
         self.0.up().map(|up| up.connection.rtt())
+    }
+
+    /// What QUIC knows of the path, while the connection is up.
+    pub fn path(&self) -> Option<Path> {
+        self.0.up().map(|up| Path::of(&up.connection))
     }
 
     /// Whether nothing but certificates or trust ended the last dial, or the connection since.

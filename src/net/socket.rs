@@ -1,7 +1,7 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::BindError;
 use crate::trust::is_throwaway;
@@ -12,6 +12,36 @@ const BUFFER_LEN: usize = 4 << 20;
 
 /// Granted less than this, a hint is logged.
 const BUFFER_LEN_POOR: usize = 1 << 20;
+
+/// What the kernel granted to a socket of its buffers, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Buffers {
+    /// For packets that come in.
+    pub receive: usize,
+    /// For packets that go out.
+    pub send: usize,
+}
+
+impl Buffers {
+    /// What a node asks for, each way.
+    pub const ASKED: usize = BUFFER_LEN;
+
+    /// What to do about [poor](Self::are_poor) ones.
+    pub const HINT: &str = "raise net.core.rmem_max and net.core.wmem_max to 4194304";
+
+    fn of(socket: SockRef<'_>) -> io::Result<Self> {
+        // Linux reports twice what it grants.
+        Ok(Self {
+            receive: socket.recv_buffer_size()? / 2,
+            send: socket.send_buffer_size()? / 2,
+        })
+    }
+
+    /// Whether bursts will lose packets.
+    pub fn are_poor(self) -> bool {
+        self.receive.min(self.send) < BUFFER_LEN_POOR
+    }
+}
 
 /// Whether a node of `cluster` may bind `addr`: the certificates that come with the source code
 /// are for loopback only, since everyone has their keys.
@@ -50,6 +80,19 @@ impl Port {
             _ => BindError::Io { addr, source },
         })
     }
+
+    /// The address that it has, with its port.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// What the kernel granted.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn buffers(&self) -> io::Result<Buffers> {
+        Buffers::of(SockRef::from(&self.socket))
+    }
 }
 
 fn open(addr: SocketAddr) -> io::Result<UdpSocket> {
@@ -61,14 +104,13 @@ fn open(addr: SocketAddr) -> io::Result<UdpSocket> {
     let _ = socket.set_recv_buffer_size(BUFFER_LEN);
     let _ = socket.set_send_buffer_size(BUFFER_LEN);
     socket.bind(&addr.into())?;
-    let (receive, send) = (socket.recv_buffer_size()?, socket.send_buffer_size()?);
-    // Linux reports twice what it grants.
-    if receive.min(send) / 2 < BUFFER_LEN_POOR {
-        let hint = "raise net.core.rmem_max and net.core.wmem_max to 4194304";
+    let buffers = Buffers::of(SockRef::from(&socket))?;
+    let Buffers { receive, send } = buffers;
+    if buffers.are_poor() {
         tracing::warn!(
             receive,
             send,
-            hint,
+            hint = Buffers::HINT,
             "small socket buffers: bursts will lose packets"
         );
     } else {
