@@ -56,7 +56,7 @@ impl Client {
 }
 
 /// Loopback if every coordinator is there, which is all that throw-away certificates may use.
-fn local_addr(coordinators: &[Address]) -> SocketAddr {
+pub(crate) fn local_addr(coordinators: &[Address]) -> SocketAddr {
     let ip = |address: &Address| match address.host() {
         "localhost" => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         host => host.parse().ok(),

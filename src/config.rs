@@ -233,6 +233,29 @@ pub struct ClientConfig {
     pub log: LogConfig,
 }
 
+/// What `larder doctor` looks at: the configuration of a node that may lack some of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DoctorConfig {
+    /// Whose configuration it is.
+    pub kind: Kind,
+    /// Who the node is; `None` when no identity directory was found.
+    pub identity: Option<IdentityPaths>,
+    /// Where identity directories were looked for.
+    pub identity_searched: Vec<PathBuf>,
+    /// UDP address for QUIC; `None` for a client, which does not listen.
+    pub listen: Option<SocketAddr>,
+    /// The store's directory; `None` for a client, and for a daemon without one.
+    pub store: Option<PathBuf>,
+    /// The local socket of the daemon; `None` for a client.
+    pub socket: Option<PathBuf>,
+    /// Addresses of the coordinator, up to 16.
+    pub coordinators: Vec<Address>,
+    /// Addresses of workers, up to 256.
+    pub peers: Vec<Address>,
+    /// The command's log. Default `error`.
+    pub log: LogConfig,
+}
+
 /// A configuration and how it came about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded<T> {
@@ -355,6 +378,45 @@ impl ClientConfig {
     }
 }
 
+impl DoctorConfig {
+    /// Merges and checks what a node of `kind` would have.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first option that is wrong.
+    pub fn load(sources: &Sources, kind: Kind) -> Result<Self, ConfigError> {
+        let mut pick = Picker::new(sources, kind)?;
+        let listen = match kind {
+            Kind::Coordinator => Some(default::COORDINATOR_LISTEN),
+            Kind::Worker => Some(default::WORKER_LISTEN),
+            Kind::Client => None,
+        };
+        let listen = listen.map(|usual| pick.or(Field::Listen, usual, value::socket_addr));
+        let daemon = listen.is_some();
+        let store = match daemon {
+            true => store(&mut pick)?,
+            false => StoreChoice::None,
+        };
+        let socket = match daemon {
+            true => Some(pick.path_or(Field::Socket, default::socket)?),
+            false => None,
+        };
+        Ok(Self {
+            kind,
+            listen: listen.transpose()?,
+            store: match store {
+                StoreChoice::Directory(dir) => Some(dir),
+                StoreChoice::None => None,
+            },
+            socket,
+            coordinators: pick.list(Field::Coordinators, MAX_COORDINATORS)?,
+            peers: pick.list(Field::Peers, MAX_PEERS)?,
+            identity: pick.identity_if_any()?,
+            identity_searched: default::certs(&sources.surroundings, kind),
+            log: log_of(&mut pick, Kind::Client)?,
+        })
+    }
+}
+
 fn store(pick: &mut Picker<'_>) -> Result<StoreChoice, ConfigError> {
     let path = pick.path_or(Field::Store, default::store)?;
     Ok(match path.as_os_str() == "none" {
@@ -381,6 +443,12 @@ fn local(pick: &mut Picker<'_>) -> Result<LocalConfig, ConfigError> {
 }
 
 fn log(pick: &mut Picker<'_>) -> Result<LogConfig, ConfigError> {
+    let kind = pick.kind();
+    log_of(pick, kind)
+}
+
+/// What the process logs may differ from what the node would that its options are of.
+fn log_of(pick: &mut Picker<'_>, process: Kind) -> Result<LogConfig, ConfigError> {
     let format = |text: &str| match text {
         "human" => Ok(LogFormat::Human),
         "json" => Ok(LogFormat::Json),
@@ -393,7 +461,7 @@ fn log(pick: &mut Picker<'_>) -> Result<LogConfig, ConfigError> {
         ))),
     };
     Ok(LogConfig {
-        filter: pick.or(Field::Log, default::log(pick.kind()), filter)?,
+        filter: pick.or(Field::Log, default::log(process), filter)?,
         format: pick.or(Field::LogFormat, default::LOG_FORMAT, format)?,
     })
 }

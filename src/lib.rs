@@ -34,6 +34,8 @@
 //! 12. [`client`]: a member that speaks QUIC for itself and keeps nothing.
 //! 13. [`config`]: from flags, variables and files to checked configurations.
 //!
+//! 14. [`doctor`]: tests a machine and its paths before a node has to rely on them.
+//!
 //! How it is tried: `sim`, behind the feature of that name, holds histories and their checker.
 //!
 //! The command line stands in `src/cli`, beside this library. ARCHITECTURE.md says what holds
@@ -66,6 +68,7 @@ mod codec;
 pub mod config;
 pub mod coordinator;
 mod daemon;
+pub mod doctor;
 pub mod identity;
 pub mod net;
 pub mod proto;

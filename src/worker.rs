@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use self::engine::Engine;
 pub(crate) use self::engine::with_causes;
 use self::forward::Preferred;
+pub(crate) use self::head::PinnedKeys;
 use self::members::Members;
 use crate::answer::{Answer, Freshness, GetError, Query, Target};
 use crate::api::Api;

@@ -9,7 +9,7 @@ use crate::trust::Identity;
 /// The signature of the head itself is not looked at: it proves who made the head, not who
 /// repeats it, and it may be from a key that has been replaced since.
 #[derive(Debug)]
-pub(super) struct PinnedKeys(pub(super) Identity);
+pub(crate) struct PinnedKeys(pub(crate) Identity);
 
 impl Vouch for PinnedKeys {
     fn vouch(&self, session: &SessionKey, welcome: &Welcome) -> Result<(), String> {
