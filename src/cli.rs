@@ -14,6 +14,7 @@ mod coordinator;
 mod daemon;
 mod demo;
 mod diff;
+mod doctor;
 mod exit;
 #[cfg(test)]
 mod fake;
@@ -82,6 +83,7 @@ enum Command {
     Backup(backup::Args),
     Restore(restore::Args),
     Config(config::Args),
+    Doctor(doctor::Args),
     Demo(demo::Args),
     Completions(completions::Args),
 }
@@ -136,6 +138,7 @@ fn run(line: Line, screen: &mut Screen<'_>) -> anyhow::Result<()> {
         Command::Certs(args) => certs::run(args, screen),
         Command::Restore(args) => restore::run(&args, &global, screen),
         Command::Config(args) => config::run(&args, &global, screen),
+        Command::Doctor(args) => doctor::run(&args, &global, screen),
         Command::Demo(args) => demo::run(&args, &global, screen),
         Command::Completions(args) => completions::run(&args, Line::command(), screen),
     }

@@ -29,11 +29,13 @@ pub(crate) enum Exit {
     Store,
     /// A port or socket is in use.
     Address,
+    /// `larder doctor` found what does not work.
+    Unsound,
 }
 
 impl Exit {
     /// All of them, in order of number.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Ok,
         Self::General,
         Self::Usage,
@@ -44,6 +46,7 @@ impl Exit {
         Self::Trust,
         Self::Store,
         Self::Address,
+        Self::Unsound,
     ];
 
     pub(crate) const fn number(self) -> u8 {
@@ -58,6 +61,7 @@ impl Exit {
             Self::Trust => 7,
             Self::Store => 8,
             Self::Address => 9,
+            Self::Unsound => 10,
         }
     }
 
@@ -74,6 +78,7 @@ impl Exit {
             Self::Trust => "certificates or trust",
             Self::Store => "store held by another process, damaged, full, or too new",
             Self::Address => "port or socket in use",
+            Self::Unsound => "`larder doctor` found what does not work",
         }
     }
 
@@ -90,6 +95,7 @@ impl Exit {
             Self::Trust => "trust",
             Self::Store => "store",
             Self::Address => "address-in-use",
+            Self::Unsound => "unsound",
         }
     }
 
@@ -146,7 +152,7 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// The table at the end of `larder --help`.
 pub(crate) fn help() -> String {
-    let line = |exit: &Exit| format!("\n  {}  {}", exit.number(), exit.meaning());
+    let line = |exit: &Exit| format!("\n  {:<2} {}", exit.number(), exit.meaning());
     let codes: String = Exit::ALL.iter().map(line).collect();
     format!(
         "EXAMPLES

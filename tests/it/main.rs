@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crash;
+mod doctor;
 mod frames;
 mod freshness;
 mod full_disk;

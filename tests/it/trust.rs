@@ -29,7 +29,7 @@ fn another_protocol_is_refused_and_both_sides_say_so() {
 }
 
 /// An identity of the site whose certificate has expired.
-fn expired(site: &Site, role: &str, name: &str) -> String {
+pub(crate) fn expired(site: &Site, role: &str, name: &str) -> String {
     let dir = site.identity(role, name);
     let ca = fs::read_to_string(site.path("certs/ca.key")).expect("there");
     let ca = rcgen::KeyPair::from_pem(&ca).expect("a key");
