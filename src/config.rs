@@ -244,6 +244,10 @@ pub struct DoctorConfig {
     pub identity_searched: Vec<PathBuf>,
     /// UDP address for QUIC; `None` for a client, which does not listen.
     pub listen: Option<SocketAddr>,
+    /// Where other workers reach this one, if that is not where it listens.
+    pub advertise: Option<SocketAddr>,
+    /// Workers to find others by, up to 64.
+    pub join: Vec<Address>,
     /// The store's directory; `None` for a client, and for a daemon without one.
     pub store: Option<PathBuf>,
     /// The local socket of the daemon; `None` for a client.
@@ -391,6 +395,11 @@ impl DoctorConfig {
             Kind::Client => None,
         };
         let listen = listen.map(|usual| pick.or(Field::Listen, usual, value::socket_addr));
+        let listen = listen.transpose()?;
+        let membership = match (kind, listen) {
+            (Kind::Worker, Some(listen)) => membership(&mut pick, listen)?.unwrap_or_default(),
+            _ => Membership::default(),
+        };
         let daemon = listen.is_some();
         let store = match daemon {
             true => store(&mut pick)?,
@@ -402,7 +411,9 @@ impl DoctorConfig {
         };
         Ok(Self {
             kind,
-            listen: listen.transpose()?,
+            listen,
+            advertise: membership.advertise,
+            join: membership.join,
             store: match store {
                 StoreChoice::Directory(dir) => Some(dir),
                 StoreChoice::None => None,

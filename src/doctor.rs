@@ -29,7 +29,7 @@ use tokio::time::timeout;
 
 use self::machine::Stand;
 use self::target::Target;
-use crate::config::{ConfigError, DoctorConfig, Kind, Sources};
+use crate::config::{Address, ConfigError, DoctorConfig, Kind, Sources};
 use crate::daemon;
 use crate::identity::Role;
 use crate::net::{Endpoint, Runtime, Wanted};
@@ -241,7 +241,9 @@ impl Examination {
             .coordinators
             .iter()
             .map(|at| (at, Wanted::Coordinator));
-        let peers = config.peers.iter().map(|at| (at, Wanted::Peer));
+        let new = |at: &&Address| !config.peers.contains(at) && !config.coordinators.contains(at);
+        let workers = config.peers.iter().chain(config.join.iter().filter(new));
+        let peers = workers.map(|at| (at, Wanted::Peer));
         for (address, wanted) in coordinators.chain(peers) {
             let target = Target::new(address.clone(), wanted, stand.clone());
             checks.spawn(Check::Reach, Some(address.to_string()), async move {

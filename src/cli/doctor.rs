@@ -31,6 +31,13 @@ pub(crate) struct Args {
     /// Address of another worker; repeat it for more [env: LARDER_PEERS]
     #[arg(long = "peer", value_name = "HOST:PORT")]
     peers: Vec<String>,
+    /// Worker to find others by; repeat it for more [env: LARDER_JOIN]
+    #[arg(long, value_name = "HOST:PORT")]
+    join: Vec<String>,
+    /// Where other workers reach this one, if that is not where it listens
+    /// [env: LARDER_ADVERTISE]
+    #[arg(long, value_name = "ADDR:PORT")]
+    advertise: Option<String>,
     /// UDP address that the node has for QUIC [env: LARDER_LISTEN]
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<String>,
@@ -52,7 +59,9 @@ pub(crate) fn run(args: &Args, global: &GlobalArgs, screen: &mut Screen<'_>) -> 
             .set(Field::Store, args.store.as_ref())
             .set(Field::Socket, args.socket.as_ref())
             .set_list(Field::Coordinators, &args.coordinators)
-            .set_list(Field::Peers, &args.peers);
+            .set_list(Field::Peers, &args.peers)
+            .set_list(Field::Join, &args.join)
+            .set(Field::Advertise, args.advertise.as_ref());
     });
     let config = configure(&sources)?;
     logging::start(&config.log)?;

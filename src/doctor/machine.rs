@@ -159,6 +159,8 @@ pub(super) fn buffers() -> Result<Buffers, String> {
 pub(super) struct Stand {
     /// What came of its port; `None` for a client, which has none.
     pub(super) port: Option<PortSeen>,
+    /// Where others are to dial it, if that is not where it listens.
+    pub(super) advertise: Option<SocketAddr>,
     /// Who it is, if it has an identity.
     pub(super) uri: Option<NodeUri>,
     /// Dials, and answers those who dial back; `None` without an identity or a socket.
@@ -203,6 +205,7 @@ impl Stand {
         });
         Self {
             port,
+            advertise: config.advertise,
             uri,
             endpoint,
         }

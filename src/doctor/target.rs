@@ -173,6 +173,7 @@ impl Target {
             PortSeen::InUse { addr, .. } => *addr,
             PortSeen::Refused(_) => return None,
         };
+        let at = stand.advertise.unwrap_or(at);
         let answered = match at.ip().is_unspecified() {
             true => meet_at_port(link, at.port()).await,
             false => meet(link, at).await.map(|met| (at, met)),

@@ -89,6 +89,8 @@ impl Site {
             identity: Some(self.identity(name)),
             identity_searched: Vec::new(),
             listen: Some(listen.parse().expect("an address")),
+            advertise: None,
+            join: Vec::new(),
             store: None,
             socket: None,
             coordinators: Vec::new(),

@@ -15,6 +15,9 @@ use crate::trust::expired;
 /// The exit code of what does not work.
 const UNSOUND: i32 = 10;
 
+/// What a node says that could dial the one that is looked at.
+const REACHES: &str = "it reaches this node at 127.0.0.1:";
+
 /// Runs it for the identity in `certs`, on a port that is free and with a store of its own unless
 /// `more` says otherwise.
 fn doctor(site: &Site, certs: &str, more: &[&str]) -> Ended {
@@ -95,6 +98,8 @@ fn a_healthy_pair_passes_also_beside_the_daemon() {
             &[coordinator.addr(), "not behind the newest revision"],
         ),
         ("head key", &["proven", "epoch 1, revision 1"]),
+        ("dial-back", &[coordinator.addr(), REACHES]),
+        ("dial-back", &[worker.addr(), REACHES]),
     ] {
         finds(&ended, check, "ok ", words, "");
     }
