@@ -442,8 +442,8 @@ fn loss_is_a_warning_and_no_answer_has_failed() {
     check(&good, Verdict::Ok, &["none of 40", "300 ms"], "");
     let sent = judged(&[10, 11, 10, 12], 3);
     check(&sent, Verdict::Warning, &["3 of 40"], "congested");
-    let back = judged(&[10, 36, 10, 300], 0);
-    let words = ["2 of 4 answers took longer than 35 ms", "300 ms"];
+    let back = judged(&[10, 46, 50, 300], 0);
+    let words = ["3 of 4 answers took longer than 45 ms", "300 ms"];
     check(&back, Verdict::Warning, &words, "on the way back");
     let some = judged(&[10, 10, 10], 0);
     check(&some, Verdict::Failed, &["3 of 4", "too late"], "congested");
