@@ -52,6 +52,16 @@ pub const FLOOR_GRACE: Duration = Duration::from_secs(1);
 /// Peers asked for one hash, one after the other or hedged.
 pub const MAX_PEERS_PER_FETCH: usize = 3;
 
+/// A peer that is busy is asked after the others for this long.
+pub const BUSY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Bodies of which a worker remembers which peer gave them. The oldest go first.
+pub const MAX_KNOWN_HOLDERS: usize = 1_024;
+
+/// Workers that are no members and are known because the coordinator named them, or because a call
+/// to them has not ended. Further ones are not asked.
+pub const MAX_PASSING_PEERS: usize = 256;
+
 /// Peers asked for the catalog one after the other, before a pause: a neighbour or two are at hand
 /// even in a cluster that has fallen apart.
 pub const MAX_PEERS_PER_ROUND: usize = 3;

@@ -40,7 +40,7 @@ use self::lease::{RenewCall, Session};
 use self::names::{Flight, FlightKey};
 pub use self::sight::{Look, MarkSet, Sight, SightCell, look};
 use self::sources::Sources;
-pub use self::sources::{Neighbour, Source, SourceInfo};
+pub use self::sources::{Neighbour, Source, SourceInfo, weight};
 use self::update::UpdateCall;
 use crate::answer::{
     Answer, Freshness, GetError, Hop, HopFailure, Mode, Proof, Query, RunToken, Snapshot, Target,

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use larder::catalog::{CatalogId, Epoch, Head, HeadHash, HeadKey, Revision, SignedHead, StateRoot};
+use larder::identity::NodeId;
 use larder::proto::wire::{Blob, Outcome, Request, Resolved, Response, WireVersion};
+use larder::proto::worker::weight;
 use larder::spec::{Spec, SpecHash};
 use serde_json::Value;
 
@@ -110,7 +112,18 @@ impl Swarm {
         }
     }
 
-    /// A worker with these peers, the first of which is asked first.
+    /// A peer that is asked for the definition before the honest one.
+    fn before_honest(&self, start: impl Fn() -> Hostile) -> Hostile {
+        let place = |addr: &str| weight(hash(), NodeId::of_addr(addr));
+        loop {
+            let hostile = start();
+            if place(hostile.addr()) < place(self.honest.addr()) {
+                return hostile;
+            }
+        }
+    }
+
+    /// A worker with these peers.
     fn worker(&self, name: &str, peers: &[&str]) -> Daemon {
         let more: Vec<_> = peers.iter().flat_map(|peer| ["--peer", peer]).collect();
         self.site.worker_of(name, self.breaker.addr(), &more)
@@ -217,7 +230,10 @@ fn a_peer_that_lies_is_named_and_the_next_one_gives_the_right_bytes() {
     ];
     let certs = swarm.site.identity("worker", "liar");
     for (what, bytes, then, says) in cases {
-        let hostile = Hostile::start(&certs, None, move |_| say(bytes.clone(), then));
+        let hostile = swarm.before_honest(|| {
+            let bytes = bytes.clone();
+            Hostile::start(&certs, None, move |_| say(bytes.clone(), then))
+        });
         swarm.check(what, &hostile, says);
     }
 }
@@ -226,11 +242,11 @@ fn a_peer_that_lies_is_named_and_the_next_one_gives_the_right_bytes() {
 fn a_peer_that_says_nothing_or_something_else_is_passed_over() {
     let swarm = Swarm::new();
     let certs = swarm.site.identity("worker", "liar");
-    let silent = Hostile::start(&certs, None, |_| say(Vec::new(), Then::Hold));
-    swarm.check("silent", &silent, "no answer within");
-    let other = Hostile::of_another_version(&certs);
+    let silent = || Hostile::start(&certs, None, |_| say(Vec::new(), Then::Hold));
+    swarm.check("silent", &swarm.before_honest(silent), "no answer within");
+    let other = swarm.before_honest(|| Hostile::of_another_version(&certs));
     swarm.check("version", &other, "does not speak this version");
-    let deaf = Hostile::without_tls();
+    let deaf = swarm.before_honest(Hostile::without_tls);
     swarm.check("deaf", &deaf, "cannot be reached");
 }
 
@@ -239,7 +255,10 @@ fn a_liar_is_not_asked_again_soon() {
     let swarm = Swarm::new();
     let certs = swarm.site.identity("worker", "liar");
     let bytes = blob(wrong().len(), &wrong());
-    let hostile = Hostile::start(&certs, None, move |_| say(bytes.clone(), Then::Finish));
+    let hostile = swarm.before_honest(|| {
+        let bytes = bytes.clone();
+        Hostile::start(&certs, None, move |_| say(bytes.clone(), Then::Finish))
+    });
     let victim = swarm.worker("v", &[hostile.addr(), swarm.honest.addr()]);
     let site = &swarm.site;
     get(site, &victim, &hash().to_string(), &[]).ok();

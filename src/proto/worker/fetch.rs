@@ -3,10 +3,12 @@
 use bytes::Bytes;
 
 use crate::answer::{GetError, Hop, HopFailure};
+use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::code::Code;
 use crate::proto::mutant::mutant;
 use crate::proto::worker::names::damaged;
+use crate::proto::worker::sources::Wish;
 use crate::proto::worker::{
     Basis, Call, CallId, Event, LoadFor, Local, Output, Source, Ticket, Timer, Waiter, Worker,
 };
@@ -20,6 +22,8 @@ pub(super) struct Fetch {
     wanted: Vec<Wanted>,
     active: Vec<(CallId, Source)>,
     tried: Vec<Source>,
+    /// Whom the coordinator named instead of giving the bytes.
+    hinted: Vec<NodeId>,
     /// Sources that were given a second try over a new connection.
     retried: Vec<Source>,
     hops: Vec<HopFailure>,
@@ -42,6 +46,7 @@ impl Fetch {
             wanted: Vec::new(),
             active: Vec::new(),
             tried: Vec::new(),
+            hinted: Vec::new(),
             retried: Vec::new(),
             hops: Vec::new(),
             hedge_at: None,
@@ -141,7 +146,12 @@ impl Worker {
             .copied()
             .chain(fetch.active.iter().map(|(_, source)| *source))
             .collect();
-        let Some(source) = self.sources.next_source(&asked, now) else {
+        let wish = Wish {
+            hash,
+            hinted: &fetch.hinted,
+            tried: &asked,
+        };
+        let Some(source) = self.sources.next_source(&wish, now) else {
             if fetch.active.is_empty() {
                 self.fail_fetch(hash, |hops| GetError::NoBytes { hash, hops });
             }
@@ -203,6 +213,10 @@ impl Worker {
                 }
                 return self.source_failed(hash, id, "does not have it", now);
             }
+            Event::Refused(refusal) if refusal.code == Code::Busy && source.is_peer() => {
+                self.sources.busy(source, now);
+                return self.source_failed(hash, id, &refusal.message, now);
+            }
             Event::Refused(refusal) => (refusal.message, false),
             Event::Failed {
                 reason,
@@ -249,6 +263,7 @@ impl Worker {
             Ok(spec) => {
                 if source.is_peer() {
                     self.sources.answered(source, now.since(since));
+                    self.sources.gave(hash, source);
                 }
                 let hop = self.sources.hop(source);
                 self.complete(hash, &spec, hop, now);

@@ -7,10 +7,11 @@ use crate::answer::Hop;
 use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::limit::{
-    HEDGE_DEFAULT, HEDGE_MAX, HEDGE_MIN, LIAR_BAN, MAX_MEMBERS, MAX_PEERS_PER_FETCH,
-    MAX_PEERS_PER_ROUND, UNREACHABLE_PENALTY,
+    BUSY_PAUSE, HEDGE_DEFAULT, HEDGE_MAX, HEDGE_MIN, LIAR_BAN, MAX_KNOWN_HOLDERS, MAX_MEMBERS,
+    MAX_PASSING_PEERS, MAX_PEERS_PER_FETCH, MAX_PEERS_PER_ROUND, UNREACHABLE_PENALTY,
 };
 use crate::proto::worker::Config;
+use crate::spec::SpecHash;
 
 /// Answers whose times are remembered per address: enough for a p95, few enough to follow a link
 /// that changes.
@@ -18,6 +19,9 @@ const REMEMBERED: usize = 32;
 
 /// Fewer answers than this say nothing about a p95.
 const ENOUGH: usize = 8;
+
+/// What a body takes from a peer in the same place, its disk included.
+const NEAR: Duration = Duration::from_millis(4);
 
 /// Members that are shown in `status` at most, of those that were asked.
 const MAX_SHOWN: usize = 64;
@@ -71,7 +75,22 @@ pub(super) struct Sources {
     peers: BTreeMap<NodeId, Peer>,
     /// The coordinator's addresses in the order in which they are tried, shuffled once.
     order: Vec<usize>,
+    /// Who gave a body, in the order in which they did.
+    givers: VecDeque<(SpecHash, NodeId)>,
+    seed: u64,
 }
+
+/// What is to be fetched, and what its fetch knows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wish<'a> {
+    pub(super) hash: SpecHash,
+    /// Whom the coordinator named instead of giving the bytes; empty where it has not.
+    pub(super) hinted: &'a [NodeId],
+    pub(super) tried: &'a [Source],
+}
+
+/// How good a choice a source is; the least is the best.
+type Choice = (bool, u8, u32, u32, (usize, u64));
 
 #[derive(Debug, Clone)]
 struct Peer {
@@ -86,8 +105,9 @@ enum Standing {
     Fixed(usize),
     /// Membership named it last time.
     Member,
-    /// Membership names it no more, and a call to it has not ended. It is not asked again.
-    Gone,
+    /// Membership does not name it. Either it did and a call has not ended, or the coordinator
+    /// said that it has something. It is asked for that alone.
+    Passing,
 }
 
 #[derive(Debug, Clone)]
@@ -100,7 +120,9 @@ struct Seen {
     times: VecDeque<Duration>,
     /// Median of `times`; unknown ones are tried before slow ones.
     usual: Duration,
+    /// Until then it is asked after the others.
     penalty_until: Time,
+    /// Until then it is not asked.
     banned_until: Time,
 }
 
@@ -118,6 +140,8 @@ impl Sources {
             coordinators: coordinators.map(|addr| Seen::new(addr)).collect(),
             peers: fixed.collect(),
             order: shuffled(config.coordinators.len(), config.seed),
+            givers: VecDeque::new(),
+            seed: config.seed,
         }
     }
 
@@ -127,7 +151,7 @@ impl Sources {
     pub(super) fn set_members(&mut self, members: Vec<Neighbour>, in_use: &BTreeSet<NodeId>) {
         for peer in self.peers.values_mut() {
             if peer.standing == Standing::Member {
-                peer.standing = Standing::Gone;
+                peer.standing = Standing::Passing;
             }
         }
         for Neighbour { id, addr } in members.into_iter().take(MAX_MEMBERS) {
@@ -136,7 +160,7 @@ impl Sources {
             }
             let peer = self.peers.entry(id).or_insert_with(|| Peer {
                 seen: Seen::new(&addr),
-                standing: Standing::Gone,
+                standing: Standing::Passing,
             });
             if let Standing::Fixed(_) = peer.standing {
                 continue;
@@ -147,7 +171,47 @@ impl Sources {
             peer.standing = Standing::Member;
         }
         self.peers
-            .retain(|id, peer| peer.standing != Standing::Gone || in_use.contains(id));
+            .retain(|id, peer| peer.standing != Standing::Passing || in_use.contains(id));
+    }
+
+    /// The source for a worker that the coordinator named: a fixed peer if one listens there.
+    /// `None` if too many are known in passing; those that are not `in_use` make room before.
+    pub(super) fn meet(
+        &mut self,
+        Neighbour { id, addr }: &Neighbour,
+        in_use: impl FnOnce() -> BTreeSet<NodeId>,
+    ) -> Option<NodeId> {
+        if self.fixed_at(addr) {
+            return Some(NodeId::of_addr(addr));
+        }
+        if self.peers.contains_key(id) {
+            return Some(*id);
+        }
+        let is_passing = |peer: &Peer| peer.standing == Standing::Passing;
+        let passing = |peers: &BTreeMap<_, Peer>| peers.values().filter(|p| is_passing(p)).count();
+        if passing(&self.peers) >= MAX_PASSING_PEERS {
+            let in_use = in_use();
+            self.peers
+                .retain(|id, peer| !is_passing(peer) || in_use.contains(id));
+            if passing(&self.peers) >= MAX_PASSING_PEERS {
+                return None;
+            }
+        }
+        let peer = Peer {
+            seen: Seen::new(addr),
+            standing: Standing::Passing,
+        };
+        self.peers.insert(*id, peer);
+        Some(*id)
+    }
+
+    /// Where a peer listens that membership does not name.
+    pub(super) fn passing_addr(&self, source: Source) -> Option<String> {
+        let Source::Peer(id) = source else {
+            return None;
+        };
+        let peer = self.peers.get(&id)?;
+        (peer.standing == Standing::Passing).then(|| peer.seen.addr.clone())
     }
 
     fn fixed_at(&self, addr: &str) -> bool {
@@ -194,23 +258,59 @@ impl Sources {
         self.order.insert(0, coordinator);
     }
 
-    /// Whom to ask for bytes next: a coordinator that has not failed lately, then peers, best
-    /// first, then the rest.
-    pub(super) fn next_source(&self, tried: &[Source], now: Time) -> Option<Source> {
-        let asked_peers = tried.iter().filter(|source| source.is_peer()).count();
+    /// Whom to ask for bytes next. A coordinator that has not failed lately comes first, unless it
+    /// named others: then those do, and it comes last. Among peers it is those that are known to
+    /// have the bytes, then those that fail least, then the near ones, then the order that all
+    /// workers have for this hash, so that the load is spread and copies are where they are looked
+    /// for. Who was [busy](Self::busy) or could not be reached a moment ago is asked after all
+    /// others.
+    pub(super) fn next_source(&self, wish: &Wish<'_>, now: Time) -> Option<Source> {
+        let asked_peers = wish.tried.iter().filter(|source| source.is_peer()).count();
         let coordinators = self.order.iter().map(|&index| Source::Coordinator(index));
-        let peers = self.askable().filter(|_| asked_peers < MAX_PEERS_PER_FETCH);
+        let hinted = wish.hinted.iter().map(|&id| Source::Peer(id));
+        let peers = self.askable().chain(hinted);
+        let gave = self.givers.iter().filter(|(hash, _)| *hash == wish.hash);
+        let givers: Vec<_> = gave.map(|&(_, id)| id).collect();
         coordinators
-            .chain(peers)
-            .filter(|source| !tried.contains(source))
-            .filter_map(|source| {
-                let seen = self.seen(source).filter(|seen| seen.banned_until <= now)?;
-                let penalised = seen.penalty_until > now;
-                let best = (seen.in_a_row, seen.usual, self.rank(source));
-                Some(((penalised, source.is_peer(), best), source))
-            })
+            .chain(peers.filter(|_| asked_peers < MAX_PEERS_PER_FETCH))
+            .filter(|source| !wish.tried.contains(source))
+            .filter_map(|source| Some((self.choice(source, wish, &givers, now)?, source)))
             .min()
             .map(|(_, source)| source)
+    }
+
+    /// `None` for one that is banned.
+    fn choice(
+        &self,
+        source: Source,
+        wish: &Wish<'_>,
+        givers: &[NodeId],
+        now: Time,
+    ) -> Option<Choice> {
+        let seen = self.seen(source).filter(|seen| seen.banned_until <= now)?;
+        let tier = match source {
+            Source::Coordinator(_) if wish.hinted.is_empty() => 0,
+            Source::Peer(id) if wish.hinted.contains(&id) => 1,
+            Source::Peer(id) if givers.contains(&id) => 2,
+            Source::Peer(_) => 3,
+            Source::Coordinator(_) => 4,
+        };
+        // The coordinator named its holders in the order in which it wants them asked.
+        let hinted = wish
+            .hinted
+            .iter()
+            .position(|&id| Source::Peer(id) == source);
+        let place = match (hinted, source) {
+            (Some(place), _) => (place, 0),
+            (None, Source::Coordinator(_)) => self.rank(source),
+            (None, Source::Peer(id)) => (0, weight(wish.hash, id)),
+        };
+        let near = match source {
+            Source::Coordinator(_) => 0,
+            Source::Peer(_) => latency_class(seen.usual),
+        };
+        let penalised = seen.penalty_until > now;
+        Some((penalised, tier, seen.in_a_row, near, place))
     }
 
     /// Whom to ask for the catalog next: this coordinator unless it could not be reached lately,
@@ -254,20 +354,20 @@ impl Sources {
 
     fn askable(&self) -> impl Iterator<Item = Source> {
         let peers = self.peers.iter();
-        let there = peers.filter(|(_, peer)| peer.standing != Standing::Gone);
+        let there = peers.filter(|(_, peer)| peer.standing != Standing::Passing);
         there.map(|(&id, _)| Source::Peer(id))
     }
 
-    /// The place of those that are alike otherwise.
-    fn rank(&self, source: Source) -> usize {
+    /// The place of those that are alike otherwise. Each worker has another order of members.
+    fn rank(&self, source: Source) -> (usize, u64) {
         match source {
             Source::Coordinator(index) => {
                 let found = self.order.iter().position(|&other| other == index);
-                found.unwrap_or(index)
+                (found.unwrap_or(index), 0)
             }
             Source::Peer(id) => match self.peers.get(&id).map(|peer| peer.standing) {
-                Some(Standing::Fixed(place)) => place,
-                _ => usize::MAX,
+                Some(Standing::Fixed(place)) => (place, 0),
+                _ => (usize::MAX, mixed(self.seed ^ word(id.as_bytes()))),
             },
         }
     }
@@ -306,6 +406,26 @@ impl Sources {
         seen.in_a_row = seen.in_a_row.saturating_add(1);
         if unreachable {
             seen.penalty_until = now + UNREACHABLE_PENALTY;
+        }
+    }
+
+    /// It gave a body.
+    pub(super) fn gave(&mut self, hash: SpecHash, source: Source) {
+        let Source::Peer(id) = source else {
+            return;
+        };
+        if !self.givers.contains(&(hash, id)) {
+            self.givers.push_back((hash, id));
+        }
+        if self.givers.len() > MAX_KNOWN_HOLDERS {
+            self.givers.pop_front();
+        }
+    }
+
+    /// It has too much to do, which is no failure of it: others are asked for a moment.
+    pub(super) fn busy(&mut self, source: Source, now: Time) {
+        if let Some(seen) = self.seen_mut(source) {
+            seen.penalty_until = seen.penalty_until.max(now + BUSY_PAUSE);
         }
     }
 
@@ -393,14 +513,38 @@ fn sorted(times: &VecDeque<Duration>) -> Vec<Duration> {
     sorted
 }
 
+/// The place of a peer in the order that every worker has for this hash; the least is asked first
+/// (rendezvous hashing). Both are hashes already, so that mixing them is enough.
+pub fn weight(hash: SpecHash, peer: NodeId) -> u64 {
+    let (first, second) = peer.as_bytes().split_at(8);
+    mixed(mixed(word(hash.as_bytes()) ^ word(first)) ^ word(second))
+}
+
+/// The first eight bytes as a number.
+fn word(bytes: &[u8]) -> u64 {
+    let bytes = bytes.iter().take(8);
+    bytes.fold(0, |word, &byte| word << 8 | u64::from(byte))
+}
+
+/// SplitMix64's finish.
+fn mixed(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Times below [`NEAR`] are alike, then each class is four times as long as the one before: within
+/// one, the spread of the load matters more. Who was never asked counts as near.
+fn latency_class(usual: Duration) -> u32 {
+    let times = usual.as_micros() / NEAR.as_micros();
+    times.checked_ilog(4).map_or(0, |class| class + 1)
+}
+
 /// 0..len in an order that `seed` decides (Fisher-Yates over SplitMix64).
 fn shuffled(len: usize, mut seed: u64) -> Vec<usize> {
     let mut next = || {
         seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = seed;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        mixed(seed)
     };
     let mut order: Vec<_> = (0..len).collect();
     for last in (1..len).rev() {
@@ -428,6 +572,37 @@ mod tests {
         Source::Peer(NodeId::of_addr(&format!("p{index}")))
     }
 
+    fn hash() -> SpecHash {
+        SpecHash::of(b"bytes")
+    }
+
+    /// The next of a fetch without hints.
+    fn next(sources: &Sources, tried: &[Source], now: Time) -> Option<Source> {
+        let (hash, hinted) = (hash(), &[][..]);
+        let wish = Wish {
+            hash,
+            hinted,
+            tried,
+        };
+        sources.next_source(&wish, now)
+    }
+
+    /// All that are asked, in this order.
+    fn order(sources: &Sources, hash: SpecHash, hinted: &[NodeId]) -> Vec<Source> {
+        let mut tried = Vec::new();
+        loop {
+            let wish = Wish {
+                hash,
+                hinted,
+                tried: &tried,
+            };
+            match sources.next_source(&wish, Time::default()) {
+                Some(source) => tried.push(source),
+                None => return tried,
+            }
+        }
+    }
+
     fn member(name: &str, addr: &str) -> Neighbour {
         Neighbour {
             id: NodeId::of_addr(name),
@@ -453,7 +628,7 @@ mod tests {
         assert_eq!(answers(&sources), 1);
         sources.set_members(Vec::new(), &nobody);
         assert_eq!(sources.peers.len(), 1, "what nobody uses is gone");
-        assert_eq!(sources.next_source(&[], Time::default()), Some(peer(0)));
+        assert_eq!(next(&sources, &[], Time::default()), Some(peer(0)));
         sources.answered(source(&a), Duration::ZERO);
         sources.lied(source(&b), Time::default());
         assert_eq!(sources.peers.len(), 1, "late news of it change nothing");
@@ -483,17 +658,11 @@ mod tests {
     fn an_unreachable_coordinator_comes_after_the_peers_for_a_while() {
         let mut sources = sources(1, 2, 0);
         let now = Time::default();
-        assert_eq!(sources.next_source(&[], now), Some(Source::Coordinator(0)));
+        assert_eq!(next(&sources, &[], now), Some(Source::Coordinator(0)));
         sources.failed(Source::Coordinator(0), true, now);
-        assert!(matches!(
-            sources.next_source(&[], now),
-            Some(Source::Peer(_))
-        ));
+        assert!(matches!(next(&sources, &[], now), Some(Source::Peer(_))));
         let later = now + UNREACHABLE_PENALTY;
-        assert_eq!(
-            sources.next_source(&[], later),
-            Some(Source::Coordinator(0))
-        );
+        assert_eq!(next(&sources, &[], later), Some(Source::Coordinator(0)));
     }
 
     #[test]
@@ -501,24 +670,111 @@ mod tests {
         let mut sources = sources(0, 3, 0);
         let now = Time::default();
         for _ in 0..3 {
-            sources.answered(peer(0), Duration::from_millis(9));
-            sources.answered(peer(1), Duration::from_millis(1));
-            sources.answered(peer(2), Duration::from_millis(2));
+            sources.answered(peer(0), NEAR * 16);
+            sources.answered(peer(1), NEAR);
+            sources.answered(peer(2), NEAR * 4);
         }
-        assert_eq!(sources.next_source(&[], now), Some(peer(1)));
+        assert_eq!(next(&sources, &[], now), Some(peer(1)));
         sources.lied(peer(1), now);
-        assert_eq!(sources.next_source(&[], now), Some(peer(2)));
+        assert_eq!(next(&sources, &[], now), Some(peer(2)));
         let tried = [peer(0), peer(2)];
-        assert_eq!(sources.next_source(&tried, now), None);
+        assert_eq!(next(&sources, &tried, now), None);
         let after_ban = now + LIAR_BAN;
-        assert_eq!(sources.next_source(&tried, after_ban), Some(peer(1)));
+        assert_eq!(next(&sources, &tried, after_ban), Some(peer(1)));
+    }
+
+    #[test]
+    fn peers_that_are_alike_are_asked_in_an_order_that_all_workers_share_for_a_hash() {
+        let names: Vec<_> = (0..40).map(|n| format!("m{n}")).collect();
+        let members = || names.iter().map(|name| member(name, name)).collect();
+        let nobody = BTreeSet::new();
+        let (mut one, mut other) = (sources(0, 1, 1), sources(0, 1, 2));
+        one.set_members(members(), &nobody);
+        other.set_members(members(), &nobody);
+        let mut first = BTreeMap::new();
+        for n in 0..4_100_u32 {
+            let hash = SpecHash::of(&n.to_be_bytes());
+            let asked = order(&one, hash, &[]);
+            assert_eq!(asked, order(&other, hash, &[]));
+            *first.entry(asked[0]).or_insert(0) += 1;
+        }
+        assert_eq!(first.len(), 41, "the fixed one is among them");
+        let most = first.values().max();
+        assert!(most < Some(&160), "100 each, give or take: {first:?}");
+    }
+
+    #[test]
+    fn far_peers_and_those_that_fail_come_after_the_others() {
+        let mut sources = sources(0, 3, 0);
+        let [best, second, third] = order(&sources, hash(), &[])[..] else {
+            panic!("three peers");
+        };
+        // As near as the others, for all that this says of the load.
+        sources.answered(best, NEAR / 2);
+        sources.answered(second, NEAR / 9);
+        assert_eq!(order(&sources, hash(), &[])[0], best);
+        sources.answered(best, NEAR * 4);
+        assert_eq!(order(&sources, hash(), &[]), [second, third, best]);
+        sources.failed(second, false, Time::default());
+        assert_eq!(order(&sources, hash(), &[]), [third, best, second]);
+        sources.busy(third, Time::default());
+        assert_eq!(order(&sources, hash(), &[]), [best, second, third]);
+        let after = Time::default() + BUSY_PAUSE;
+        assert_eq!(next(&sources, &[], after), Some(third));
+        assert_eq!(
+            sources.info(after)[0].failures,
+            u64::from(peer(0) == second)
+        );
+    }
+
+    #[test]
+    fn who_was_named_is_asked_first_and_the_coordinator_after_all_peers() {
+        let mut sources = sources(1, 4, 0);
+        let coordinator = Source::Coordinator(0);
+        let plain = order(&sources, hash(), &[]);
+        assert_eq!((plain[0], plain.len()), (coordinator, 4));
+        let named = member("stranger", "s:1");
+        let stranger = sources.meet(&named, BTreeSet::new).expect("room");
+        let fixed = sources.meet(&member("w", "p3"), BTreeSet::new);
+        let Source::Peer(last) = peer(3) else {
+            panic!("a peer");
+        };
+        assert_eq!(fixed, Some(last), "it is known by its address");
+        let asked = order(&sources, hash(), &[stranger, last]);
+        assert_eq!(asked[..2], [Source::Peer(stranger), peer(3)]);
+        assert_eq!((asked[3], asked.len()), (coordinator, 4));
+        assert!(!plain.contains(&Source::Peer(stranger)));
+        sources.failed(Source::Peer(stranger), true, Time::default());
+        let asked = order(&sources, hash(), &[stranger, last]);
+        assert_eq!(asked[0], peer(3), "unless it could not be reached");
+        // Who gave these bytes before has them.
+        let giver = *plain.iter().rfind(|s| **s != peer(3)).expect("three others");
+        sources.gave(hash(), giver);
+        assert_eq!(order(&sources, hash(), &[])[1], giver);
+        assert_eq!(order(&sources, hash(), &[last])[1], giver);
+    }
+
+    #[test]
+    fn only_so_many_strangers_are_known() {
+        let mut sources = sources(0, 0, 0);
+        let stranger = |n: usize| member(&format!("s{n}"), "s:1");
+        let all: BTreeSet<_> = (0..MAX_PASSING_PEERS).map(|n| stranger(n).id).collect();
+        for n in 0..MAX_PASSING_PEERS {
+            assert!(sources.meet(&stranger(n), BTreeSet::new).is_some());
+        }
+        let next = stranger(MAX_PASSING_PEERS);
+        assert_eq!(sources.meet(&next, || all.clone()), None);
+        let used = BTreeSet::from([stranger(0).id]);
+        assert_eq!(sources.meet(&next, || used), Some(next.id));
+        assert_eq!(sources.peers.len(), 2);
+        assert_eq!(sources.peers(), 0, "nobody else is told to ask them");
     }
 
     #[test]
     fn at_most_three_peers_are_asked() {
         let sources = sources(0, 9, 0);
         let mut tried = Vec::new();
-        while let Some(source) = sources.next_source(&tried, Time::default()) {
+        while let Some(source) = next(&sources, &tried, Time::default()) {
             tried.push(source);
         }
         assert_eq!(tried.len(), MAX_PEERS_PER_FETCH);
