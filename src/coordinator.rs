@@ -10,8 +10,8 @@ pub(crate) mod writer;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -23,9 +23,13 @@ use crate::clock;
 use crate::config::{CoordinatorConfig, StoreChoice};
 use crate::daemon::{self, RunError};
 use crate::identity::Role;
-use crate::net::{DialBack, Endpoint, EndpointOptions, Limits, Port, Runtime};
+use crate::net::{DialBack, Endpoint, EndpointOptions, Limits, Peer, Port, Runtime};
 use crate::proto::code::{Code, Refusal};
-use crate::proto::coordinator::{Coordinator as Machine, Input, Ledger, Options, ReplayError};
+use crate::proto::coordinator::{
+    Askers, Coordinator as Machine, Input, Ledger, Options, ReplayError, Turn,
+};
+use crate::proto::wire::Holder;
+use crate::spec::SpecHash;
 use crate::store::vault::{DEFAULT_CACHE_BYTES, Vault};
 use crate::trust::Identity;
 
@@ -48,6 +52,8 @@ struct Node {
     endpoint: Endpoint,
     store_dir: Option<PathBuf>,
     max_spec_len: u64,
+    /// Who has asked for which bytes lately.
+    askers: Mutex<Askers>,
     /// The newest epoch has a visible revision; before that nobody is told anything.
     begun: AtomicBool,
     started: Instant,
@@ -84,6 +90,29 @@ impl Node {
 
     fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// Whom `peer` is to ask for these bytes instead, which it has said that it can; nobody where
+    /// it gets them here.
+    fn point(&self, peer: &Peer, hash: SpecHash) -> Vec<Holder> {
+        if peer.uri.role() != Role::Worker {
+            return Vec::new();
+        }
+        let is_there = |node| self.whereabouts.of(node).is_some();
+        let turn = {
+            let askers = self.askers.lock();
+            let mut askers = askers.unwrap_or_else(PoisonError::into_inner);
+            askers.ask(hash, peer.uri.id(), is_there, clock::now())
+        };
+        let Turn::Point(nodes) = turn else {
+            return Vec::new();
+        };
+        metrics::counter!("larder_askers_pointed_total").increment(1);
+        let holders = nodes.into_iter().filter_map(|node| {
+            let addr = self.whereabouts.of(node)?;
+            Some(Holder { node, addr })
+        });
+        holders.collect()
     }
 
     fn store_dir(&self) -> Option<&Path> {
@@ -171,6 +200,7 @@ impl Coordinator {
                 StoreChoice::None => None,
             },
             max_spec_len: config.max_spec_len,
+            askers: Mutex::default(),
             begun: AtomicBool::new(false),
             started: Instant::now(),
         });

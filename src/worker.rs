@@ -165,6 +165,7 @@ impl Worker {
             limits: Limits::default(),
         };
         daemon::watch(&runtime, &identity);
+        let role = identity.uri().role();
         let endpoint = Endpoint::start(runtime.handle(), port, identity, options)?;
         let machine = Config {
             coordinators: config
@@ -177,6 +178,8 @@ impl Worker {
             sid: SessionId::new(rand::random()),
             lease: config.lease,
             prefetch: config.prefetch,
+            // Who is pointed elsewhere has to be one whom others may know.
+            follows: role == Role::Worker,
         };
         let engine = Engine::new(&machine, Arc::new(store), endpoint, runtime.handle())?;
         runtime.handle().spawn(keep_links(Arc::downgrade(&engine)));

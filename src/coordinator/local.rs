@@ -97,7 +97,11 @@ impl Node {
                     if_hash: None,
                     body,
                 }];
-                let (opening, versions) = view.resolve(&Resolve { at, names })?;
+                let (opening, versions) = view.resolve(&Resolve {
+                    at,
+                    names,
+                    peers: false,
+                })?;
                 let version = versions.into_iter().flatten().next();
                 let spec = match version.and_then(|version| version.content.hash()) {
                     Some(hash) => {
@@ -312,6 +316,7 @@ mod tests {
             endpoint,
             store_dir: None,
             max_spec_len: MAX_SPEC_LEN,
+            askers: std::sync::Mutex::default(),
             begun: true.into(),
             started: StdInstant::now(),
         })

@@ -10,8 +10,8 @@ use crate::proto::coordinator::Input;
 use crate::proto::limit::RECORDS_PER_PART;
 use crate::proto::replica;
 use crate::proto::wire::{
-    Blob, GetBlob, GetCatalog, HeadBytes, Leave, Meet, Met, Missing, Outcome, ProofBytes, PutBlob,
-    Request, Resolve, Response, Status, Watch,
+    Blob, GetBlob, GetCatalog, HeadBytes, Holders, Leave, Meet, Met, Missing, Outcome, ProofBytes,
+    PutBlob, Request, Resolve, Response, Status, Watch,
 };
 use crate::spec::{Spec, SpecHash, Syntax};
 
@@ -74,8 +74,8 @@ impl Serving {
         }
         let engine = self.0.catalog()?;
         let response = match request {
-            Request::Resolve(resolve) => return self.resolve(resolve, reply).await,
-            Request::GetBlob(get) => return self.give(get, reply).await,
+            Request::Resolve(resolve) => return self.resolve(&peer, resolve, reply).await,
+            Request::GetBlob(get) => return self.give(&peer, get, reply).await,
             Request::List(list) => Response::Listing(engine.list(list).await?),
             Request::GetLog(get) => Response::Log(engine.log(get).await?),
             Request::Have(have) => Response::Missing(Missing {
@@ -125,7 +125,12 @@ impl Serving {
         Ok(reply.send(&response).await?)
     }
 
-    async fn resolve(&self, resolve: Resolve, reply: &mut Reply) -> Result<(), Trouble> {
+    async fn resolve(
+        &self,
+        peer: &Peer,
+        resolve: Resolve,
+        reply: &mut Reply,
+    ) -> Result<(), Trouble> {
         let engine = self.0.catalog()?;
         let (opening, versions) = engine.view().resolve(&resolve)?;
         reply.send(&Response::Resolved(opening)).await?;
@@ -134,8 +139,12 @@ impl Serving {
             let hash = content.and_then(|content| content.hash());
             let version = version.map(Into::into);
             let wanted = hash.filter(|_| asked.body && asked.if_hash != hash);
+            let ask = match wanted.filter(|_| resolve.peers) {
+                Some(hash) => self.0.point(peer, hash),
+                None => Vec::new(),
+            };
             // The truth goes out even when the bytes cannot: others may have them.
-            let body = match wanted {
+            let body = match wanted.filter(|_| ask.is_empty()) {
                 Some(hash) => engine
                     .body(hash, version_len(&version))
                     .await
@@ -145,6 +154,7 @@ impl Serving {
             let outcome = Response::Outcome(Outcome {
                 version,
                 body: body.is_some(),
+                ask,
             });
             let body = body.map_or_else(Bytes::new, Spec::into_bytes);
             metrics::counter!("larder_body_bytes_sent_total").increment(body.len() as u64);
@@ -194,7 +204,13 @@ impl Serving {
         Ok(())
     }
 
-    async fn give(&self, get: GetBlob, reply: &mut Reply) -> Result<(), Trouble> {
+    async fn give(&self, peer: &Peer, get: GetBlob, reply: &mut Reply) -> Result<(), Trouble> {
+        if !get.force {
+            let ask = self.0.point(peer, get.hash);
+            if !ask.is_empty() {
+                return Ok(reply.send(&Response::Holders(Holders { ask })).await?);
+            }
+        }
         let Some(spec) = self.0.catalog()?.body(get.hash, None).await? else {
             return Err(Refusal::new(Code::NotFound, "no such blob here").into());
         };

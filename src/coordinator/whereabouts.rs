@@ -51,6 +51,13 @@ impl Whereabouts {
         self.lock().remove(&node);
     }
 
+    /// Where it listens, if it has said so lately and a dial there found it.
+    pub(super) fn of(&self, node: NodeId) -> Option<SocketAddr> {
+        let places = self.lock();
+        let place = places.get(&node)?;
+        (place.at.elapsed() < KEPT).then_some(place.addr)
+    }
+
     /// Some workers that are there.
     pub(super) fn some(&self, but: NodeId) -> Vec<Neighbour> {
         let now = Instant::now();

@@ -16,6 +16,7 @@
 //! Readers never enter the machine. They hold a [`View`], an immutable revision that
 //! [`Output::Reveal`] replaces.
 
+mod askers;
 #[cfg(feature = "sim")]
 mod canon;
 mod lease;
@@ -29,6 +30,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::askers::{Askers, Turn};
 use self::lease::Leases;
 pub use self::lease::{SessionInfo, WaitInfo};
 pub use self::ledger::{Ledger, ReplayError};

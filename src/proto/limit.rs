@@ -62,6 +62,34 @@ pub const MAX_KNOWN_HOLDERS: usize = 1_024;
 /// to them has not ended. Further ones are not asked.
 pub const MAX_PASSING_PEERS: usize = 256;
 
+/// Workers that get a body from the coordinator within [`SHED_WINDOW`], before others are pointed
+/// at them: so many that some of them may be lost.
+pub const FIRST_ASKERS: usize = 4;
+
+/// From the first question for a body on, how long those who ask are counted: a publish reaches
+/// all workers within it, also over a slow line.
+pub const SHED_WINDOW: Duration = Duration::from_secs(10);
+
+/// Workers that a later asker is pointed at, and that are believed from the coordinator: one, and
+/// one more in case that it fails. What is named beyond it is not asked.
+pub const HOLDERS_NAMED: usize = 2;
+
+/// To so many askers a worker is named for one body; then others are.
+pub const MAX_TIMES_NAMED: usize = 4;
+
+/// Bodies whose askers the coordinator counts. The oldest are forgotten first.
+pub const MAX_ASKED_BODIES: usize = 4_096;
+
+/// Askers of all those bodies together: about 10 MiB. The oldest bodies are forgotten first.
+pub const MAX_ASKERS: usize = 65_536;
+
+/// A worker that was pointed at others gives them this long before it asks the coordinator after
+/// all, unless all of them have failed before.
+pub const POINTED_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a worker holds a question for a body that is on its way to it.
+pub const MAX_HOLD: Duration = Duration::from_secs(2);
+
 /// Peers asked for the catalog one after the other, before a pause: a neighbour or two are at hand
 /// even in a cluster that has fallen apart.
 pub const MAX_PEERS_PER_ROUND: usize = 3;

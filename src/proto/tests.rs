@@ -14,7 +14,7 @@ use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
 use crate::proto::coordinator::{self, Coordinator, Ledger, Options, Retention, Written};
 use crate::proto::limit::{DEFAULT_LEASE, MAX_DELTA};
-use crate::proto::wire::{Outcome, Publish, PublishName, PublishedRev, Push, SessionId};
+use crate::proto::wire::{Publish, PublishName, PublishedRev, Push, SessionId};
 use crate::proto::worker::{
     self, CallId, Config, Event, Local, Look, Restored, Sight, Source, Worker,
 };
@@ -315,11 +315,8 @@ impl Site {
                 for (version, asked) in versions.into_iter().zip(&request.names) {
                     let hash = version.and_then(|version| version.content.hash());
                     let wanted = hash.filter(|_| asked.if_hash != hash);
-                    let Outcome { body, .. } = Outcome {
-                        version: None,
-                        body: wanted.is_some(),
-                    };
-                    self.deliver(worker, call, Event::Outcome { version, body });
+                    let (body, ask) = (wanted.is_some(), Vec::new());
+                    self.deliver(worker, call, Event::Outcome { version, body, ask });
                     if let Some(hash) = wanted {
                         let bytes = self.bodies[&hash].bytes().clone();
                         self.deliver(worker, call, Event::Body(bytes));

@@ -28,8 +28,8 @@ pub use self::publish::{
     Waited,
 };
 pub use self::read::{
-    Blob, GetBlob, GetLog, List, Listing, Log, LogEntry, Outcome, Resolve, ResolveName, Resolved,
-    Status, WireVersion,
+    Blob, GetBlob, GetLog, Holder, Holders, List, Listing, Log, LogEntry, Outcome, Resolve,
+    ResolveName, Resolved, Status, WireVersion,
 };
 use crate::catalog::SignedHead;
 use crate::proto::code::{Refusal, WireRefusal};
@@ -87,6 +87,7 @@ mod tag {
     pub(super) const MEMBERS: u8 = 42;
     pub(super) const RELAY: u8 = 43;
     pub(super) const RELAYING: u8 = 44;
+    pub(super) const HOLDERS: u8 = 45;
     pub(super) const REFUSAL: u8 = 255;
 }
 
@@ -352,6 +353,8 @@ messages! {
         Members(Members) = MEMBERS,
         /// See [`Relaying`].
         Relaying(Relaying) = RELAYING,
+        /// See [`Holders`].
+        Holders(Holders) = HOLDERS,
     }
 }
 
@@ -363,6 +366,7 @@ impl Response {
             Self::Outcome(Outcome {
                 version: Some(version),
                 body: true,
+                ..
             }) => version.len,
             _ => 0,
         }

@@ -81,6 +81,8 @@ pub struct Config {
     pub lease: bool,
     /// Which bodies are fetched before anyone asks for them.
     pub prefetch: Prefetch,
+    /// Whether the coordinator may name other workers instead of giving bytes.
+    pub follows: bool,
 }
 
 /// Which bodies a worker fetches before anyone asks for them.
@@ -202,7 +204,11 @@ pub enum Event {
         version: Option<Version>,
         /// Whether its body follows.
         body: bool,
+        /// Who has it, where it is left out because many ask for it.
+        ask: Vec<Neighbour>,
     },
+    /// Others have what a fetch asked for, or are about to.
+    Pointed(Vec<Neighbour>),
     /// A whole body, unverified: of the outcome before, or of a fetch.
     Body(Bytes),
     /// The coordinator will tell what is about to change.
@@ -270,6 +276,11 @@ pub enum Output {
         hash: SpecHash,
         /// Its length, where a record says so; else the general limit holds.
         len: Option<u64>,
+        /// Where the source listens, if it is a peer that [`Input::Peers`] did not name.
+        addr: Option<String>,
+        /// Whether it shall answer at once and with the bytes. Else a coordinator may point at
+        /// others, and a peer may let this wait for [`MAX_HOLD`](crate::proto::limit::MAX_HOLD).
+        force: bool,
     },
     /// Show this to every reader, before any later output is carried out.
     Show(Arc<Sight>),
@@ -372,6 +383,8 @@ pub enum Keep {
 #[derive(Debug, Clone)]
 pub struct Worker {
     sources: Sources,
+    /// The coordinator may name others instead of giving bytes.
+    follows: bool,
     session: Session,
     sight: Sight,
     /// The sight has changed since readers were last shown one.
@@ -516,6 +529,7 @@ impl Worker {
         let out = unwritten.map(Output::Remember).into_iter().collect();
         Self {
             sources: Sources::new(config),
+            follows: config.follows,
             session: Session::new(config.sid, config.lease, config.prefetch, verifier, base),
             sight,
             dirty: true,
@@ -690,19 +704,24 @@ impl Worker {
     }
 
     fn set_members(&mut self, members: Vec<Neighbour>, now: Time) {
+        let in_use = self.peers_in_use();
+        self.sources.set_members(members, &in_use);
+        self.poll_if_idle(now);
+    }
+
+    /// Peers that are asked, or are about to be.
+    fn peers_in_use(&self) -> BTreeSet<NodeId> {
         let asked = self.calls.values().filter_map(|call| match call {
             Call::Fetch { source, .. } => Some(*source),
             Call::Update(call) => Some(call.source()),
             _ => None,
         });
-        let in_use: BTreeSet<NodeId> = asked
-            .filter_map(|source| match source {
-                Source::Peer(id) => Some(id),
-                Source::Coordinator(_) => None,
-            })
-            .collect();
-        self.sources.set_members(members, &in_use);
-        self.poll_if_idle(now);
+        let asked = asked.filter_map(|source| match source {
+            Source::Peer(id) => Some(id),
+            Source::Coordinator(_) => None,
+        });
+        let hinted = self.fetches.values().flat_map(Fetch::hinted);
+        asked.chain(hinted).collect()
     }
 
     fn note_use(&mut self, name: &SpecName) {

@@ -7,12 +7,12 @@ use super::head::{PinnedKeys, check_answer, proven};
 use crate::answer::GetError;
 use crate::catalog::MAX_NAMES;
 use crate::net::{Endpoint, Exchange, Further, Link, LinkError, Patience, Wanted};
-use crate::proto::limit::MAX_NAMES_PER_RESOLVE;
+use crate::proto::limit::{FIRST_BYTE_MIN, HOLDERS_NAMED, MAX_HOLD, MAX_NAMES_PER_RESOLVE};
 use crate::proto::wire::{
-    CatalogDiff, GetBlob, GetCatalog, GetDelta, Outcome, PrepAck, Renew, Request, Resolve,
-    Response, SessionId, Watch,
+    CatalogDiff, GetBlob, GetCatalog, GetDelta, Holder, Holders, Outcome, PrepAck, Renew, Request,
+    Resolve, Response, SessionId, Watch,
 };
-use crate::proto::worker::Event;
+use crate::proto::worker::{Event, Neighbour};
 use crate::spec::{MAX_SPEC_LEN, SpecHash};
 
 /// An address of the coordinator: a link over which a pinned head key is proven.
@@ -91,11 +91,12 @@ impl CoordinatorLink {
             _ => return Err(Trouble::Order),
         }
         for _ in 0..names {
-            let Response::Outcome(Outcome { version, body }) = exchange.next().await? else {
+            let Response::Outcome(Outcome { version, body, ask }) = exchange.next().await? else {
                 return Err(Trouble::Order);
             };
             let version = version.map(Into::into);
-            sink(Event::Outcome { version, body });
+            let ask = neighbours(ask);
+            sink(Event::Outcome { version, body, ask });
             if body {
                 sink(Event::Body(exchange.body(MAX_SPEC_LEN).await?));
             }
@@ -274,30 +275,65 @@ pub(super) async fn peers_catalog(link: &Link, get: GetCatalog) -> Event {
     answer.await.map_or_else(failed, Event::Catalog)
 }
 
+/// Workers that the coordinator named, as many as are asked.
+fn neighbours(holders: Vec<Holder>) -> Vec<Neighbour> {
+    let holders = holders.into_iter().take(HOLDERS_NAMED);
+    let neighbour = |holder: Holder| Neighbour {
+        id: holder.node,
+        addr: holder.addr.to_string(),
+    };
+    holders.map(neighbour).collect()
+}
+
+/// A question for bytes.
+pub(super) struct Wish {
+    pub(super) hash: SpecHash,
+    /// Its length, where a record says so.
+    pub(super) len: Option<u64>,
+    /// See [`GetBlob::force`].
+    pub(super) force: bool,
+    /// A peer is asked, and no coordinator.
+    pub(super) peer: bool,
+}
+
 /// Asks one link for bytes.
-pub(super) async fn fetch(link: &Link, hash: SpecHash, len: Option<u64>, peer: bool) -> Event {
-    let patience = match peer {
-        true => Patience::peer(),
-        false => Patience::coordinator(),
+pub(super) async fn fetch(link: &Link, wish: Wish) -> Event {
+    let Wish {
+        hash,
+        len,
+        force,
+        peer,
+    } = wish;
+    let patience = match (peer, force) {
+        (true, true) => Patience::peer(),
+        // It may wait for the bytes itself.
+        (true, false) => Patience {
+            first_byte: MAX_HOLD + FIRST_BYTE_MIN,
+            ..Patience::peer()
+        },
+        (false, _) => Patience::coordinator(),
     };
     let patience = Patience {
         dial_now: true,
         ..patience
     };
     let max = len.unwrap_or(MAX_SPEC_LEN).min(MAX_SPEC_LEN);
-    let body = async {
-        let request = Request::GetBlob(GetBlob { hash, force: true });
+    let answer = async {
+        let request = Request::GetBlob(GetBlob { hash, force });
         let mut exchange = link.call(&request, Bytes::new(), patience).await?;
         match exchange.next().await? {
             Response::Blob(_) => match exchange.body(max).await {
                 // Its length alone says that these are not the bytes: as good as wrong ones.
-                Err(LinkError::TooLong { .. }) => Ok(Bytes::new()),
-                body => Ok(body?),
+                Err(LinkError::TooLong { .. }) => Ok(Event::Body(Bytes::new())),
+                body => Ok(Event::Body(body?)),
             },
+            Response::Holders(Holders { ask }) if !force && !peer => {
+                Ok(Event::Pointed(neighbours(ask)))
+            }
             _ => Err(Trouble::Order),
         }
     };
-    body.await.map_or_else(failed, Event::Body)
+    answer.await.unwrap_or_else(failed)
 }
 
 /// Why a call has no answer.
@@ -403,7 +439,13 @@ mod tests {
         liar.serve(Arc::new(Liar));
         let link = Link::new(&asker, liar.local_addr().to_string(), Wanted::Peer);
         let hash = SpecHash::of(b"five!");
-        match fetch(&link, hash, Some(5), true).await {
+        let wish = Wish {
+            hash,
+            len: Some(5),
+            force: true,
+            peer: true,
+        };
+        match fetch(&link, wish).await {
             Event::Body(body) => assert!(Spec::verify(hash, Some(5), body).is_err()),
             other => panic!("{other:?}"),
         }

@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
 
-use super::call::{CoordinatorLink, fetch, peers_catalog, peers_delta};
+use super::call::{CoordinatorLink, Wish, fetch, peers_catalog, peers_delta};
 use super::keeper::{Keeper, Left};
 use super::leased;
 use super::peers::PeerLinks;
@@ -446,14 +446,24 @@ impl Engine {
                 source,
                 hash,
                 len,
+                addr,
+                force,
             } => self.spawn(call, move |engine| async move {
-                let link = match source {
-                    Source::Coordinator(index) => Some(engine.coordinators[index].link().clone()),
-                    Source::Peer(id) => engine.peer_link(id),
+                let link = match (source, addr) {
+                    (Source::Coordinator(index), _) => {
+                        Some(engine.coordinators[index].link().clone())
+                    }
+                    (Source::Peer(id), Some(addr)) => engine.passing_link(id, &addr),
+                    (Source::Peer(id), None) => engine.peer_link(id),
                 };
-                let peer = matches!(source, Source::Peer(_));
+                let wish = Wish {
+                    hash,
+                    len,
+                    force,
+                    peer: matches!(source, Source::Peer(_)),
+                };
                 let event = match link {
-                    Some(link) => fetch(&link, hash, len, peer).await,
+                    Some(link) => fetch(&link, wish).await,
                     None => no_member(),
                 };
                 engine.drive(Input::Event { call, event });
@@ -641,6 +651,11 @@ impl Engine {
     /// The link to a fixed peer or a member.
     pub(super) fn peer_link(&self, id: NodeId) -> Option<Link> {
         lock(&self.peers).link(id)
+    }
+
+    /// The link to a worker that the coordinator named.
+    fn passing_link(&self, id: NodeId, addr: &str) -> Option<Link> {
+        lock(&self.peers).passing(id, addr)
     }
 
     /// These are the members from now on.

@@ -7,7 +7,7 @@ use crate::clock;
 use crate::identity::NodeId;
 use crate::net::{Endpoint, Link, Wanted};
 use crate::proto::Time;
-use crate::proto::limit::MAX_MEMBERS;
+use crate::proto::limit::{MAX_MEMBERS, MAX_PASSING_PEERS};
 use crate::proto::worker::Neighbour;
 
 /// Links to members that are kept however long ago they were used. Beyond it those that were not
@@ -29,6 +29,8 @@ pub(super) struct PeerLinks {
 #[derive(Debug)]
 struct Member {
     addr: String,
+    /// It is none: the coordinator named it, and it is known as long as there is a link to it.
+    passing: bool,
     open: Option<Open>,
 }
 
@@ -57,14 +59,39 @@ impl PeerLinks {
     pub(super) fn set(&mut self, members: &[Neighbour]) {
         let members = &members[..members.len().min(MAX_MEMBERS)];
         let ids: BTreeSet<_> = members.iter().map(|member| member.id).collect();
-        self.members.retain(|id, _| ids.contains(id));
+        self.members
+            .retain(|id, member| member.passing || ids.contains(id));
         for Neighbour { id, addr } in members {
-            let known = self.members.get(id);
-            if known.is_none_or(|member| member.addr != *addr) {
-                let addr = addr.clone();
-                self.members.insert(*id, Member { addr, open: None });
-            }
+            self.at(*id, addr).passing = false;
         }
+    }
+
+    /// What is known of a node; nothing more than its address, if it is new or has moved.
+    fn at(&mut self, id: NodeId, addr: &str) -> &mut Member {
+        let member = self.members.entry(id).or_insert_with(|| Member {
+            addr: addr.to_owned(),
+            passing: true,
+            open: None,
+        });
+        if member.addr != addr {
+            addr.clone_into(&mut member.addr);
+            member.open = None;
+        }
+        member
+    }
+
+    /// The link to a worker that is no member, at the address that the coordinator named.
+    pub(super) fn passing(&mut self, id: NodeId, addr: &str) -> Option<Link> {
+        self.passing_at(id, addr, clock::now())
+    }
+
+    fn passing_at(&mut self, id: NodeId, addr: &str, now: Time) -> Option<Link> {
+        if self.members.get(&id).is_none_or(|member| member.passing) {
+            self.at(id, addr);
+        }
+        let link = self.link_at(id, now);
+        self.drop_oldest_passing();
+        link
     }
 
     /// The link to a fixed peer or a member; `None` if it is neither.
@@ -90,12 +117,26 @@ impl PeerLinks {
         Some(link)
     }
 
+    /// The one in passing that was used least lately makes room for another.
+    fn drop_oldest_passing(&mut self) {
+        let passing = self.members.iter().filter(|(_, member)| member.passing);
+        if passing.clone().count() > MAX_PASSING_PEERS {
+            let used = |member: &Member| member.open.as_ref().map(|open| open.used);
+            let oldest = passing.min_by_key(|(_, member)| used(member));
+            if let Some(id) = oldest.map(|(&id, _)| id) {
+                self.members.remove(&id);
+            }
+        }
+    }
+
     fn drop_unused(&mut self, now: Time) {
         let open = self.members.values().filter(|member| member.open.is_some());
         if open.count() > MAX_IDLE_LINKS {
             for member in self.members.values_mut() {
                 member.open.take_if(|open| now.since(open.used) >= UNUSED);
             }
+            self.members
+                .retain(|_, member| member.open.is_some() || !member.passing);
         }
     }
 
@@ -171,5 +212,18 @@ mod tests {
         links.set(std::slice::from_ref(&moved));
         let link = links.link(moved.id).expect("a member");
         assert_eq!(link.addr(), moved.addr);
+
+        let strangers = members(MAX_PASSING_PEERS + 2);
+        for (n, stranger) in strangers.iter().enumerate().skip(1) {
+            let at = start + Duration::from_micros(n as u64);
+            assert!(links.passing_at(stranger.id, "127.0.0.1:3", at).is_some());
+        }
+        assert!(links.link(strangers[1].id).is_none(), "the oldest");
+        assert!(links.link(strangers[2].id).is_some());
+        let same = links.passing_at(moved.id, "127.0.0.1:3", start);
+        let same = same.expect("a member");
+        assert_eq!(same.addr(), moved.addr, "which membership knows better");
+        links.set(&[]);
+        assert_eq!(links.all().len(), 1 + MAX_PASSING_PEERS);
     }
 }

@@ -61,6 +61,7 @@ impl Node {
         let request = Request::Resolve(Resolve {
             at: None,
             names: Vec::new(),
+            peers: false,
         });
         let Response::Resolved(opening) = self.forward(request, Bytes::new()).await? else {
             return Err(confused());

@@ -126,6 +126,7 @@ impl Puppet {
             let outcome = Outcome {
                 version: None,
                 body: false,
+                ask: Vec::new(),
             };
             let _ = reply.send(&Response::Outcome(outcome)).await;
         }

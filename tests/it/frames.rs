@@ -68,7 +68,11 @@ impl Member {
             if_hash,
             body,
         }];
-        let request = Request::Resolve(Resolve { at: None, names });
+        let request = Request::Resolve(Resolve {
+            at: None,
+            names,
+            peers: true,
+        });
         let answer = self.call(&request, Bytes::new(), async |mut exchange| {
             let opening = exchange.next().await?;
             assert!(matches!(opening, Response::Resolved(_)), "{opening:?}");

@@ -289,6 +289,7 @@ fn record(len: usize, bytes: &[u8]) -> Vec<u8> {
     let outcome = Outcome {
         version: Some(version),
         body: true,
+        ask: Vec::new(),
     };
     [&opening(), &frame(&Response::Outcome(outcome)), bytes].concat()
 }

@@ -180,6 +180,7 @@ async fn the_role_table_holds_over_the_wire() {
             Request::Resolve(Resolve {
                 at: None,
                 names: vec![],
+                peers: false,
             }),
         ),
         (Kind::GetBlob, get_blob(1)),

@@ -630,6 +630,7 @@ fn readers_get_one_revision_for_all_names() {
                 body: true,
             })
             .into(),
+        peers: false,
     };
     let (now, versions) = view.resolve(&resolve(None)).expect("resolved");
     assert_eq!(now.rev.get(), 2);

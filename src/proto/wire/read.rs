@@ -1,8 +1,11 @@
 //! Frames of reads.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{CatalogId, Content, Epoch, Revision, Version};
+use crate::identity::NodeId;
 use crate::spec::{SpecHash, SpecName};
 
 /// What are these names, now or at a revision?
@@ -13,6 +16,8 @@ pub struct Resolve {
     /// At most [`MAX_NAMES_PER_RESOLVE`](crate::proto::limit::MAX_NAMES_PER_RESOLVE) names; none
     /// asks only which revision is the newest.
     pub names: Vec<ResolveName>,
+    /// The asker can get bytes from other workers if it is told which.
+    pub peers: bool,
 }
 
 /// One name of a [`Resolve`].
@@ -44,6 +49,34 @@ pub struct Outcome {
     pub version: Option<WireVersion>,
     /// Whether the body follows.
     pub body: bool,
+    /// Who has the body or is about to, where it is left out because many ask for it.
+    pub ask: Vec<Holder>,
+}
+
+/// A worker that has bytes or is about to, and where it listens. Whoever dials it checks who
+/// answers, and the bytes prove themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Who.
+    #[serde(with = "raw_id")]
+    pub node: NodeId,
+    /// Where.
+    pub addr: SocketAddr,
+}
+
+/// A node's id as its bytes.
+mod raw_id {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::NodeId;
+
+    pub(super) fn serialize<S: Serializer>(id: &NodeId, to: S) -> Result<S::Ok, S::Error> {
+        id.as_bytes().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<NodeId, D::Error> {
+        <[u8; 16]>::deserialize(from).map(NodeId::from_bytes)
+    }
 }
 
 /// A [`Version`] in a frame: no hash means deleted.
@@ -92,8 +125,17 @@ impl From<WireVersion> for Version {
 pub struct GetBlob {
     /// Of what.
     pub hash: SpecHash,
-    /// Never point me at someone else.
+    /// Answer at once and with the bytes: point at nobody else, and wait for nothing. Without it
+    /// the coordinator may answer [`Holders`], and a worker to which the bytes are on their way
+    /// holds the question for a moment.
     pub force: bool,
+}
+
+/// Answers [`GetBlob`] where many ask for the same: others have the bytes, or are about to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holders {
+    /// At least one, in the order in which they are to be asked.
+    pub ask: Vec<Holder>,
 }
 
 /// Answers [`GetBlob`]; a body of `len` bytes follows.

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::catalog::{CatalogId, Epoch, Revision};
+use crate::identity::NodeId;
 use crate::identity::NodeUri;
 use crate::proto::code::Code;
 use crate::spec::hash::hex;
@@ -36,6 +37,7 @@ fn requests() -> Vec<Request> {
                     body: false,
                 },
             ],
+            peers: true,
         }),
         Request::GetBlob(GetBlob { hash, force: true }),
         Request::Have(Have {
@@ -129,6 +131,10 @@ fn responses() -> Vec<Response> {
             }],
         }],
     };
+    let holder = Holder {
+        node: NodeId::from_bytes([5; 16]),
+        addr: ([10, 0, 0, 2], 4_321).into(),
+    };
     let pinned = Pinned {
         id: 4,
         rev,
@@ -150,10 +156,12 @@ fn responses() -> Vec<Response> {
         Response::Outcome(Outcome {
             version: Some(version),
             body: true,
+            ask: Vec::new(),
         }),
         Response::Outcome(Outcome {
             version: None,
             body: false,
+            ask: vec![holder],
         }),
         Response::Blob(Blob { len: 5 }),
         Response::Missing(Missing { hashes: vec![] }),
@@ -238,6 +246,7 @@ fn responses() -> Vec<Response> {
             more: true,
         }),
         Response::Relaying(Relaying { flow: 5 }),
+        Response::Holders(Holders { ask: vec![holder] }),
     ]
 }
 

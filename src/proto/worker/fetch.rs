@@ -6,11 +6,13 @@ use crate::answer::{GetError, Hop, HopFailure};
 use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::code::Code;
+use crate::proto::limit::{HEDGE_DEFAULT, HOLDERS_NAMED, POINTED_PATIENCE};
 use crate::proto::mutant::mutant;
 use crate::proto::worker::names::damaged;
 use crate::proto::worker::sources::Wish;
 use crate::proto::worker::{
-    Basis, Call, CallId, Event, LoadFor, Local, Output, Source, Ticket, Timer, Waiter, Worker,
+    Basis, Call, CallId, Event, LoadFor, Local, Neighbour, Output, Source, Ticket, Timer, Waiter,
+    Worker,
 };
 use crate::spec::{Mismatch, Spec, SpecHash};
 
@@ -24,6 +26,8 @@ pub(super) struct Fetch {
     tried: Vec<Source>,
     /// Whom the coordinator named instead of giving the bytes.
     hinted: Vec<NodeId>,
+    /// When it did.
+    pointed_at: Option<Time>,
     /// Sources that were given a second try over a new connection.
     retried: Vec<Source>,
     hops: Vec<HopFailure>,
@@ -47,10 +51,34 @@ impl Fetch {
             active: Vec::new(),
             tried: Vec::new(),
             hinted: Vec::new(),
+            pointed_at: None,
             retried: Vec::new(),
             hops: Vec::new(),
             hedge_at: None,
         }
+    }
+
+    /// Whom the coordinator named for it.
+    pub(super) fn hinted(&self) -> impl Iterator<Item = NodeId> {
+        self.hinted.iter().copied()
+    }
+
+    fn is_hinted(&self, source: Source) -> bool {
+        matches!(source, Source::Peer(id) if self.hinted.contains(&id))
+    }
+
+    /// Whether this is the first question for these bytes, which may be answered with the names of
+    /// others.
+    fn is_fresh(&self) -> bool {
+        let asked = [self.tried.len(), self.active.len(), self.hops.len()];
+        self.pointed_at.is_none() && asked == [0; 3]
+    }
+
+    /// Until when the coordinator is not asked, while others are that it has named.
+    fn patience(&self, next: Source, now: Time) -> Option<Time> {
+        let until = self.pointed_at? + POINTED_PATIENCE;
+        let waits = !next.is_peer() && !self.active.is_empty() && now < until;
+        waits.then_some(until)
     }
 
     pub(super) fn forget(&mut self, ticket: Ticket) {
@@ -157,6 +185,13 @@ impl Worker {
             }
             return;
         };
+        if let Some(until) = fetch.patience(source, now) {
+            return self.arm_hedge_at(hash, until);
+        }
+        let force = match source {
+            Source::Coordinator(_) => !self.follows || !fetch.is_fresh(),
+            Source::Peer(_) => !fetch.is_hinted(source),
+        };
         let len = fetch.len;
         let call = self.new_call(Call::Fetch {
             hash,
@@ -172,12 +207,28 @@ impl Worker {
             source,
             hash,
             len,
+            addr: self.sources.passing_addr(source),
+            force,
         });
         self.arm_hedge(hash, source, now);
     }
 
     fn arm_hedge(&mut self, hash: SpecHash, source: Source, now: Time) {
-        let at = now + self.sources.hedge_after(source);
+        let hinted = self
+            .fetches
+            .get(&hash)
+            .is_some_and(|fetch| fetch.is_hinted(source));
+        let usual = self.sources.hedge_after(source);
+        // It may hold the question while the bytes are on their way to it.
+        let after = if hinted {
+            usual.max(HEDGE_DEFAULT)
+        } else {
+            usual
+        };
+        self.arm_hedge_at(hash, now + after);
+    }
+
+    fn arm_hedge_at(&mut self, hash: SpecHash, at: Time) {
         if let Some(fetch) = self.fetches.get_mut(&hash) {
             if let Some(before) = fetch.hedge_at.replace(at) {
                 self.timers.remove(&(before, Timer::Hedge(hash)));
@@ -196,6 +247,42 @@ impl Worker {
         }
     }
 
+    /// The coordinator named others instead of giving the bytes: they are asked first. Where none
+    /// of them can be asked it is asked again, and gives.
+    pub(super) fn point(&mut self, hash: SpecHash, ask: &[Neighbour], now: Time) {
+        if !self.fetches.contains_key(&hash) {
+            return;
+        }
+        if !self.sources.has_room() {
+            self.sources.make_room(&self.peers_in_use());
+        }
+        for holder in ask.iter().take(HOLDERS_NAMED) {
+            let met = self.sources.meet(holder);
+            if let (Some(id), Some(fetch)) = (met, self.fetches.get_mut(&hash))
+                && !fetch.hinted.contains(&id)
+            {
+                fetch.hinted.push(id);
+            }
+        }
+        if let Some(fetch) = self.fetches.get_mut(&hash) {
+            fetch.pointed_at = Some(now);
+        }
+    }
+
+    /// Takes the names of others for an answer, once per fetch.
+    fn fetch_pointed(&mut self, hash: SpecHash, id: CallId, ask: &[Neighbour], now: Time) {
+        self.point(hash, ask, now);
+        let Some(fetch) = self.fetches.get_mut(&hash) else {
+            return;
+        };
+        let pointed = fetch.active.iter().position(|(call, _)| *call == id);
+        let Some((_, source)) = pointed.map(|index| fetch.active.swap_remove(index)) else {
+            return;
+        };
+        fetch.tried.retain(|tried| *tried != source);
+        self.ask_next(hash, now);
+    }
+
     pub(super) fn fetch_event(&mut self, id: CallId, event: Event, now: Time) {
         let Some(Call::Fetch {
             hash,
@@ -207,6 +294,9 @@ impl Worker {
         };
         let (reason, unreachable) = match event {
             Event::Body(bytes) => return self.fetch_body(hash, id, source, since, bytes, now),
+            Event::Pointed(ask) if !source.is_peer() && !self.is_pointed(hash) => {
+                return self.fetch_pointed(hash, id, &ask, now);
+            }
             Event::Refused(refusal) if refusal.code == Code::NotFound => {
                 if mutant!(X15) && source.is_peer() {
                     return self.absent_by_peer(hash, now);
@@ -241,6 +331,11 @@ impl Worker {
         self.source_failed(hash, id, &reason, now);
     }
 
+    fn is_pointed(&self, hash: SpecHash) -> bool {
+        let fetch = self.fetches.get(&hash);
+        fetch.is_some_and(|fetch| fetch.pointed_at.is_some())
+    }
+
     /// Verifies what a source sent; only right bytes end the fetch.
     pub(super) fn fetch_body(
         &mut self,
@@ -262,7 +357,10 @@ impl Worker {
         match verified {
             Ok(spec) => {
                 if source.is_peer() {
-                    self.sources.answered(source, now.since(since));
+                    // Who was named may have waited for the bytes itself, which says nothing of it.
+                    let took = now.since(since);
+                    let took = (!fetch.is_hinted(source)).then_some(took);
+                    self.sources.answered(source, took);
                     self.sources.gave(hash, source);
                 }
                 let hop = self.sources.hop(source);
@@ -322,13 +420,17 @@ impl Worker {
         let Some(&(winner, _)) = fetch.active.iter().find(gave) else {
             return;
         };
+        // Who was named may still wait for the bytes itself.
+        let hinted: Vec<_> = fetch.hinted().map(Source::Peer).collect();
         for &(id, source) in &fetch.active {
             if id < winner {
                 fetch.hops.push(HopFailure {
                     hop: self.sources.hop(source),
                     reason: "no bytes yet".into(),
                 });
-                self.sources.failed(source, true, now);
+                if !hinted.contains(&source) {
+                    self.sources.failed(source, true, now);
+                }
             }
         }
     }

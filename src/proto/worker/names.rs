@@ -11,8 +11,8 @@ use crate::proto::limit::{ANSWER_TIMEOUT, MAX_NAMES_PER_RESOLVE, MAX_RELEASE_WAI
 use crate::proto::mutant::mutant;
 use crate::proto::wire::{Resolve, ResolveName, Resolved};
 use crate::proto::worker::{
-    Basis, Call, CallId, Event, HeldRecord, LoadFor, Local, Mark, Output, Place, Source, Ticket,
-    Timer, Waiter, Worker,
+    Basis, Call, CallId, Event, HeldRecord, LoadFor, Local, Mark, Neighbour, Output, Place, Source,
+    Ticket, Timer, Waiter, Worker,
 };
 use crate::spec::{Spec, SpecName};
 
@@ -250,7 +250,8 @@ impl Worker {
         }
         self.timers
             .insert((now + ANSWER_TIMEOUT, Timer::Answer(call)));
-        let request = Resolve { at, names };
+        let peers = self.follows;
+        let request = Resolve { at, names, peers };
         self.out.push(Output::Resolve {
             call,
             coordinator,
@@ -268,8 +269,8 @@ impl Worker {
                     .remove(&(call.sent + ANSWER_TIMEOUT, Timer::Answer(id)));
                 self.opened(id, &mut call, opening, now)
             }
-            Event::Outcome { version, body } if call.body_of.is_none() => {
-                self.outcome(id, &mut call, version, body, now)
+            Event::Outcome { version, body, ask } if call.body_of.is_none() => {
+                self.outcome(id, &mut call, version, (body, &ask), now)
             }
             Event::Body(bytes) if call.body_of.is_some() => {
                 if let Some(hash) = call.body_of.take() {
@@ -370,7 +371,7 @@ impl Worker {
         id: CallId,
         call: &mut ResolveCall,
         version: Option<Version>,
-        body: bool,
+        (body, ask): (bool, &[Neighbour]),
         now: Time,
     ) -> bool {
         let (Some(opening), Some(key)) = (&call.opening, call.keys.get(call.answered)) else {
@@ -435,6 +436,9 @@ impl Worker {
             _ => {
                 let hop = self.sources.hop(source);
                 self.settle(version, basis, waiters, hops, hop, now);
+                if let (Some(hash), false) = (version.content.hash(), ask.is_empty()) {
+                    self.point(hash, ask, now);
+                }
             }
         }
         true

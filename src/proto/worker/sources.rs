@@ -170,32 +170,20 @@ impl Sources {
             }
             peer.standing = Standing::Member;
         }
-        self.peers
-            .retain(|id, peer| peer.standing != Standing::Passing || in_use.contains(id));
+        self.make_room(in_use);
     }
 
     /// The source for a worker that the coordinator named: a fixed peer if one listens there.
-    /// `None` if too many are known in passing; those that are not `in_use` make room before.
-    pub(super) fn meet(
-        &mut self,
-        Neighbour { id, addr }: &Neighbour,
-        in_use: impl FnOnce() -> BTreeSet<NodeId>,
-    ) -> Option<NodeId> {
+    /// `None` if there is no [room](Self::has_room).
+    pub(super) fn meet(&mut self, Neighbour { id, addr }: &Neighbour) -> Option<NodeId> {
         if self.fixed_at(addr) {
             return Some(NodeId::of_addr(addr));
         }
         if self.peers.contains_key(id) {
             return Some(*id);
         }
-        let is_passing = |peer: &Peer| peer.standing == Standing::Passing;
-        let passing = |peers: &BTreeMap<_, Peer>| peers.values().filter(|p| is_passing(p)).count();
-        if passing(&self.peers) >= MAX_PASSING_PEERS {
-            let in_use = in_use();
-            self.peers
-                .retain(|id, peer| !is_passing(peer) || in_use.contains(id));
-            if passing(&self.peers) >= MAX_PASSING_PEERS {
-                return None;
-            }
+        if !self.has_room() {
+            return None;
         }
         let peer = Peer {
             seen: Seen::new(addr),
@@ -203,6 +191,18 @@ impl Sources {
         };
         self.peers.insert(*id, peer);
         Some(*id)
+    }
+
+    /// Whether one more can be known in passing.
+    pub(super) fn has_room(&self) -> bool {
+        let passing = |peer: &&Peer| peer.standing == Standing::Passing;
+        self.peers.values().filter(passing).count() < MAX_PASSING_PEERS
+    }
+
+    /// Lets go of those that are known in passing and not in use.
+    pub(super) fn make_room(&mut self, in_use: &BTreeSet<NodeId>) {
+        self.peers
+            .retain(|id, peer| peer.standing != Standing::Passing || in_use.contains(id));
     }
 
     /// Where a peer listens that membership does not name.
@@ -383,13 +383,17 @@ impl Sources {
         p95.map_or(HEDGE_DEFAULT, |&p95| p95.clamp(HEDGE_MIN, HEDGE_MAX))
     }
 
-    pub(super) fn answered(&mut self, source: Source, took: Duration) {
+    /// It gave what was asked. `took` is left out where that says nothing of how far it is.
+    pub(super) fn answered(&mut self, source: Source, took: impl Into<Option<Duration>>) {
         let Some(seen) = self.seen_mut(source) else {
             return;
         };
         seen.answers += 1;
         seen.in_a_row = 0;
         seen.penalty_until = Time::default();
+        let Some(took) = took.into() else {
+            return;
+        };
         if seen.times.len() == REMEMBERED {
             seen.times.pop_front();
         }
@@ -734,8 +738,8 @@ mod tests {
         let plain = order(&sources, hash(), &[]);
         assert_eq!((plain[0], plain.len()), (coordinator, 4));
         let named = member("stranger", "s:1");
-        let stranger = sources.meet(&named, BTreeSet::new).expect("room");
-        let fixed = sources.meet(&member("w", "p3"), BTreeSet::new);
+        let stranger = sources.meet(&named).expect("room");
+        let fixed = sources.meet(&member("w", "p3"));
         let Source::Peer(last) = peer(3) else {
             panic!("a peer");
         };
@@ -748,7 +752,10 @@ mod tests {
         let asked = order(&sources, hash(), &[stranger, last]);
         assert_eq!(asked[0], peer(3), "unless it could not be reached");
         // Who gave these bytes before has them.
-        let giver = *plain.iter().rfind(|s| **s != peer(3)).expect("three others");
+        let giver = *plain
+            .iter()
+            .rfind(|s| **s != peer(3))
+            .expect("three others");
         sources.gave(hash(), giver);
         assert_eq!(order(&sources, hash(), &[])[1], giver);
         assert_eq!(order(&sources, hash(), &[last])[1], giver);
@@ -760,12 +767,13 @@ mod tests {
         let stranger = |n: usize| member(&format!("s{n}"), "s:1");
         let all: BTreeSet<_> = (0..MAX_PASSING_PEERS).map(|n| stranger(n).id).collect();
         for n in 0..MAX_PASSING_PEERS {
-            assert!(sources.meet(&stranger(n), BTreeSet::new).is_some());
+            assert!(sources.meet(&stranger(n)).is_some());
         }
         let next = stranger(MAX_PASSING_PEERS);
-        assert_eq!(sources.meet(&next, || all.clone()), None);
-        let used = BTreeSet::from([stranger(0).id]);
-        assert_eq!(sources.meet(&next, || used), Some(next.id));
+        sources.make_room(&all);
+        assert_eq!(sources.meet(&next), None);
+        sources.make_room(&BTreeSet::from([stranger(0).id]));
+        assert_eq!(sources.meet(&next), Some(next.id));
         assert_eq!(sources.peers.len(), 2);
         assert_eq!(sources.peers(), 0, "nobody else is told to ask them");
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::catalog::Content;
 use crate::proto::code::Code;
-use crate::proto::limit::{ANSWER_TIMEOUT, HEDGE_DEFAULT};
+use crate::proto::limit::{ANSWER_TIMEOUT, HEDGE_DEFAULT, POINTED_PATIENCE};
 
 const CATALOG: CatalogId = CatalogId::from_bytes([1; 16]);
 
@@ -13,14 +13,28 @@ struct Desk {
     disk: BTreeMap<SpecHash, Local>,
     /// Outputs other than disk reads and answers, in order.
     sent: Vec<Output>,
+    /// The fetch that was looked at last,
+    asked: CallId,
+    /// and how it asks.
+    how: (Option<String>, bool),
     done: BTreeMap<Ticket, Result<Answer, GetError>>,
 }
 
 fn desk(coordinators: usize, peers: usize) -> Desk {
+    desk_of(coordinators, peers, false)
+}
+
+/// One whose coordinators may name others instead of giving bytes.
+fn following(coordinators: usize, peers: usize) -> Desk {
+    desk_of(coordinators, peers, true)
+}
+
+fn desk_of(coordinators: usize, peers: usize, follows: bool) -> Desk {
     let addrs = |kind: &str, count: usize| (0..count).map(|n| format!("{kind}{n}")).collect();
     let config = Config {
         coordinators: addrs("c", coordinators),
         peers: addrs("p", peers),
+        follows,
         ..Config::default()
     };
     let verifier = Arc::new(Vec::<crate::catalog::PinnedKey>::new());
@@ -29,6 +43,8 @@ fn desk(coordinators: usize, peers: usize) -> Desk {
         now: Time::from_micros(1_000_000),
         disk: BTreeMap::new(),
         sent: Vec::new(),
+        asked: CallId(u64::MAX),
+        how: (None, false),
         done: BTreeMap::new(),
     }
 }
@@ -152,9 +168,26 @@ impl Desk {
             .iter()
             .position(|out| matches!(out, Output::Fetch { .. }));
         match found.map(|index| self.sent.remove(index)) {
-            Some(Output::Fetch { call, source, .. }) => (call, source),
+            Some(Output::Fetch {
+                call,
+                source,
+                addr,
+                force,
+                ..
+            }) => {
+                self.asked = call;
+                self.how = (addr, force);
+                (call, source)
+            }
             _ => panic!("no fetch among {:?}", self.sent),
         }
+    }
+
+    /// The same, with where the source listens and whether it shall answer at once.
+    fn fetch_with(&mut self) -> (Source, Option<String>, bool) {
+        let (_, source) = self.fetch();
+        let (addr, force) = self.how.clone();
+        (source, addr, force)
     }
 
     fn asks_nobody(&self) -> bool {
@@ -174,7 +207,8 @@ impl Desk {
     }
 
     fn outcome(&mut self, call: CallId, version: Option<Version>, body: bool) {
-        self.event(call, Event::Outcome { version, body });
+        let ask = Vec::new();
+        self.event(call, Event::Outcome { version, body, ask });
     }
 
     fn advance(&mut self, by: Duration) {
@@ -502,6 +536,118 @@ fn a_source_that_was_overtaken_is_named_and_asked_later() {
     assert_eq!(desk.fetch().1, Source::Coordinator(0));
     desk.event(first, Event::Body(spec("v").into_bytes()));
     assert_eq!(desk.answer(2).failed, [], "who was asked later is not late");
+}
+
+/// Two workers that nobody has named before.
+fn strangers() -> [Neighbour; 2] {
+    ["s0:1", "s1:1"].map(|addr| Neighbour {
+        id: NodeId::of_addr(&addr.to_uppercase()),
+        addr: addr.into(),
+    })
+}
+
+/// A read of `a`, which is `v`, whose coordinator names those two.
+fn pointed(desk: &mut Desk) -> [Source; 2] {
+    desk.strict(1, "a");
+    let (call, _, request) = desk.resolve();
+    assert!(request.peers);
+    desk.event(call, opening(1));
+    let outcome = Event::Outcome {
+        version: Some(version(1, "v")),
+        body: false,
+        ask: strangers().to_vec(),
+    };
+    desk.event(call, outcome);
+    desk.event(call, Event::End);
+    strangers().map(|stranger| Source::Peer(stranger.id))
+}
+
+fn not_here() -> Event {
+    Event::Refused(Refusal::new(Code::NotFound, "no such blob"))
+}
+
+#[test]
+fn who_is_pointed_at_others_asks_them_then_peers_and_in_the_end_the_coordinator() {
+    let mut desk = following(1, 2);
+    let [first, second] = pointed(&mut desk);
+    let asked = desk.fetch_with();
+    assert_eq!(asked, (first, Some("s0:1".into()), false));
+    desk.event(desk.asked, not_here());
+    let asked = desk.fetch_with();
+    assert_eq!(asked, (second, Some("s1:1".into()), false));
+    desk.event(desk.asked, failed("unreachable"));
+    let (peer, addr, force) = desk.fetch_with();
+    assert!(peer.is_peer() && addr.is_none() && force);
+    desk.event(desk.asked, not_here());
+    // Three peers were asked.
+    assert_eq!(desk.fetch_with(), (Source::Coordinator(0), None, true));
+    desk.event(desk.asked, Event::Body(spec("v").into_bytes()));
+    let answer = desk.answer(1);
+    assert_eq!(answer.proof.mode, Mode::Asked, "the truth had come");
+    assert_eq!(answer.proof.source, coordinator(0));
+    assert_eq!(answer.failed[0].hop, Hop::Peer("s0:1".into()));
+}
+
+#[test]
+fn a_coordinator_that_named_others_is_asked_once_they_had_their_time() {
+    let mut desk = following(1, 0);
+    let [first, second] = pointed(&mut desk);
+    let start = desk.now;
+    assert_eq!(desk.fetch().1, first);
+    desk.advance(HEDGE_DEFAULT);
+    assert_eq!(desk.fetch().1, second);
+    let late = desk.asked;
+    desk.advance(HEDGE_DEFAULT);
+    assert!(desk.asks_nobody());
+    desk.advance(POINTED_PATIENCE - desk.now.since(start));
+    assert_eq!(desk.fetch_with(), (Source::Coordinator(0), None, true));
+    desk.event(late, Event::Body(spec("v").into_bytes()));
+    assert_eq!(desk.answer(1).proof.source, Hop::Peer("s1:1".into()));
+
+    // To have waited for the bytes itself is no failure, and no measure of how far it is.
+    let sources = desk.machine.sources(desk.now);
+    let peers = sources
+        .iter()
+        .filter(|source| matches!(source.hop, Hop::Peer(_)));
+    for peer in peers {
+        assert_eq!((peer.failures, peer.median_us), (0, None), "{peer:?}");
+    }
+}
+
+#[test]
+fn a_fetch_by_hash_is_pointed_once_and_then_gets_the_bytes() {
+    let mut desk = following(1, 1);
+    let target = spec("v").hash().to_string();
+    desk.read(1, &target, Freshness::Strict);
+    assert_eq!(desk.fetch_with(), (Source::Coordinator(0), None, false));
+    desk.event(desk.asked, Event::Pointed(strangers().to_vec()));
+    for stranger in strangers() {
+        assert_eq!(desk.fetch().1, Source::Peer(stranger.id));
+        desk.event(desk.asked, not_here());
+    }
+    assert_eq!(desk.fetch().1, peer_source(0));
+    desk.event(desk.asked, not_here());
+    assert_eq!(desk.fetch_with(), (Source::Coordinator(0), None, true));
+    desk.event(desk.asked, Event::Pointed(strangers().to_vec()));
+    let error = desk.error(1);
+    let reasons: Vec<_> = error.hops().iter().map(|hop| &*hop.reason).collect();
+    assert_eq!(reasons[3], "the answer is out of order", "{reasons:?}");
+
+    // Names of nobody are no answer either.
+    desk.read(2, &target, Freshness::Strict);
+    assert_eq!(desk.fetch_with().0, Source::Coordinator(0));
+    desk.event(desk.asked, Event::Pointed(Vec::new()));
+    assert_eq!(desk.fetch_with(), (Source::Coordinator(0), None, true));
+}
+
+#[test]
+fn a_peer_that_points_elsewhere_is_passed_over() {
+    let mut desk = following(0, 1);
+    let target = spec("v").hash().to_string();
+    desk.read(1, &target, Freshness::Strict);
+    desk.fetch();
+    desk.event(desk.asked, Event::Pointed(strangers().to_vec()));
+    assert!(matches!(desk.error(1), GetError::NoBytes { .. }));
 }
 
 #[test]
@@ -883,7 +1029,8 @@ mod any_order {
                 len: body_of(rev).len(),
             },
         });
-        Event::Outcome { version, body }
+        let ask = Vec::new();
+        Event::Outcome { version, body, ask }
     }
 
     /// What a hostile or confused driver could hand in for any call at any time.

@@ -334,6 +334,7 @@ impl World {
             sid,
             lease: true,
             prefetch,
+            follows: true,
         };
         let kept = node.kept.clone();
         let (boot, local) = (Some(node.boot()), node.clock.at(self.now));

@@ -406,8 +406,8 @@ impl World {
                             }
                             _ => None,
                         };
-                        let body = bytes.is_some();
-                        events.push(Event::Outcome { version, body });
+                        let (body, ask) = (bytes.is_some(), Vec::new());
+                        events.push(Event::Outcome { version, body, ask });
                         events.extend(bytes.map(Event::Body));
                     }
                     events.push(Event::End);

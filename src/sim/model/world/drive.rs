@@ -83,6 +83,7 @@ impl World {
                 let outcomes = versions.into_iter().map(|version| Event::Outcome {
                     version,
                     body: false,
+                    ask: Vec::new(),
                 });
                 [Event::Opening(opening)]
                     .into_iter()
