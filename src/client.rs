@@ -49,6 +49,7 @@ impl Client {
             // It is over before a lease would pay.
             lease: false,
             prefetch: Prefetch::None,
+            upload_limit: None,
             freshness: Freshness::Strict,
         };
         Ok(Self(Worker::open(&config, loaded)?))

@@ -192,6 +192,9 @@ pub struct WorkerConfig {
     /// Which bodies it fetches before anyone asks: `used` (those of names that it has read),
     /// `all`, `none`. Default used; all costs a body per worker and publish.
     pub prefetch: Prefetch,
+    /// Bytes per second that other workers get of it, all together: a size, `unlimited`, or `off`.
+    /// Default unlimited. With a limit others ask elsewhere, in the end the coordinator.
+    pub upload_limit: Option<u64>,
     /// What a read gets that says nothing of freshness: `strict`, or `bounded:60s`. Default
     /// strict. Each answer says which mode held.
     pub freshness: Freshness,
@@ -349,6 +352,7 @@ impl WorkerConfig {
                 Ok(!lease(text)?.is_zero())
             })?,
             prefetch: pick.or(Field::Prefetch, default::PREFETCH, prefetch)?,
+            upload_limit: pick.or(Field::UploadLimit, default::UPLOAD_LIMIT, upload_limit)?,
             freshness: pick.or(Field::Freshness, default::FRESHNESS, freshness)?,
             local: local(&mut pick)?,
             identity: pick.identity()?,
@@ -528,6 +532,17 @@ fn membership(
         }
     })?;
     Ok(on.then_some(Membership { join, advertise }))
+}
+
+/// `None`: no limit.
+fn upload_limit(text: &str) -> Result<Option<u64>, Invalid> {
+    match text {
+        "unlimited" => Ok(None),
+        "off" => Ok(Some(0)),
+        text => value::bytes(text).map(Some).map_err(|_| {
+            Invalid("it is `unlimited`, `off` or a size per second, such as `2MiB`".into())
+        }),
+    }
 }
 
 fn freshness(text: &str) -> Result<Freshness, Invalid> {

@@ -15,6 +15,7 @@ mod peers;
 mod run;
 mod saver;
 mod service;
+mod uploads;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -126,7 +127,7 @@ impl Worker {
         }
         let worker = Self::open(config, identity)?;
         let Self(node) = &worker;
-        let serving = service::Serving::new(Arc::clone(node));
+        let serving = service::Serving::new(Arc::clone(node), config.upload_limit);
         node.engine.endpoint().serve(Arc::new(serving));
         Ok(worker)
     }

@@ -69,6 +69,7 @@ pub(crate) fn worker(
         membership: None,
         store,
         store_budget: STORE_BUDGET,
+        upload_limit: None,
         deadline: Duration::from_secs(10),
         lease: true,
         prefetch: Prefetch::Used,

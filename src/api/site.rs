@@ -68,6 +68,7 @@ impl Site {
             deadline: Duration::from_secs(10),
             lease: who.contains("worker"),
             prefetch: crate::proto::worker::Prefetch::None,
+            upload_limit: None,
             freshness: crate::answer::Freshness::Strict,
         }
     }

@@ -47,6 +47,10 @@ pub(crate) struct Args {
     /// Bodies to fetch before anyone asks: all, used or none [env: LARDER_PREFETCH]
     #[arg(long, value_name = "WHICH")]
     prefetch: Option<String>,
+    /// How many bytes per second other workers get of this one: unlimited, off, or a size such as
+    /// 2MiB [env: LARDER_UPLOAD_LIMIT]
+    #[arg(long, value_name = "SIZE")]
+    upload_limit: Option<String>,
     /// What reads get that say nothing of freshness: strict, or bounded:60s [env: LARDER_FRESHNESS]
     #[arg(long, value_name = "HOW")]
     freshness: Option<String>,
@@ -67,6 +71,7 @@ pub(crate) fn run(args: &Args, global: &GlobalArgs) -> anyhow::Result<()> {
             .set(Field::Deadline, args.deadline.as_ref())
             .set(Field::Lease, args.lease.as_ref())
             .set(Field::Prefetch, args.prefetch.as_ref())
+            .set(Field::UploadLimit, args.upload_limit.as_ref())
             .set(Field::Freshness, args.freshness.as_ref());
     });
     let config = WorkerConfig::load(&sources)?.config;

@@ -28,6 +28,8 @@ pub(super) const GOSSIP: &str = "on";
 
 pub(super) const PREFETCH: &str = "used";
 
+pub(super) const UPLOAD_LIMIT: &str = "unlimited";
+
 /// Weaker answers are a decision of the operator.
 pub(super) const FRESHNESS: &str = "strict";
 

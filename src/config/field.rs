@@ -56,6 +56,8 @@ fields! {
     Lease = "lease", "--lease", [Coordinator Worker];
     /// Which bodies a worker fetches before anyone asks.
     Prefetch = "prefetch", "--prefetch", [Worker];
+    /// How many bytes per second a worker gives to others.
+    UploadLimit = "upload_limit", "--upload-limit", [Worker];
     /// How fresh an answer is unless the reader says otherwise.
     Freshness = "freshness", "--freshness", [Worker];
     /// The largest spec.

@@ -90,6 +90,21 @@ pub const POINTED_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a worker holds a question for a body that is on its way to it.
 pub const MAX_HOLD: Duration = Duration::from_secs(2);
 
+/// Questions for one body that a worker holds; a further asker is told
+/// [`Busy`](super::code::Code::Busy) and asks another.
+pub const MAX_GUESTS_PER_BODY: usize = 64;
+
+/// The same for all bodies: those who ask for a whole catalog of bodies ask for many at once.
+pub const MAX_GUESTS: usize = 4_096;
+
+/// Questions for bytes that one node may have at a worker at once. A further one is told
+/// [`Busy`](super::code::Code::Busy).
+pub const MAX_UPLOADS_PER_NODE: usize = MAX_STREAMS as usize / 2;
+
+/// Nodes that may ask a worker for bytes at once. A further one is told
+/// [`Busy`](super::code::Code::Busy).
+pub const MAX_UPLOADERS: usize = 1_024;
+
 /// Peers asked for the catalog one after the other, before a pause: a neighbour or two are at hand
 /// even in a cluster that has fallen apart.
 pub const MAX_PEERS_PER_ROUND: usize = 3;

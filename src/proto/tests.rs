@@ -339,6 +339,7 @@ impl Site {
             Output::Hold(_)
             | Output::ForgetHeld
             | Output::Use(_)
+            | Output::Give { .. }
             | Output::Brought { .. }
             | Output::Misbehaved { .. } => {}
         }

@@ -21,11 +21,13 @@ mod canon;
 mod fetch;
 mod heard;
 mod held;
+mod hold;
 mod lease;
 mod names;
 mod sight;
 mod sources;
 mod update;
+mod uploads;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -36,12 +38,15 @@ use bytes::Bytes;
 pub use self::anchor::{Anchor, BootId, KeptAnchor};
 use self::fetch::Fetch;
 pub use self::held::{Held, HeldRecord};
+use self::hold::Guest;
+pub use self::hold::not_here;
 use self::lease::{RenewCall, Session};
 use self::names::{Flight, FlightKey};
 pub use self::sight::{Look, MarkSet, Sight, SightCell, look};
 use self::sources::Sources;
 pub use self::sources::{Neighbour, Source, SourceInfo, weight};
 use self::update::UpdateCall;
+pub use self::uploads::Uploads;
 use crate::answer::{
     Answer, Freshness, GetError, Hop, HopFailure, Mode, Proof, Query, RunToken, Snapshot, Target,
 };
@@ -172,6 +177,19 @@ pub enum Input {
     },
     /// A pinned key has signed this head and another one for its revision.
     Forked(Box<SignedHead>),
+    /// Another worker wants bytes that are not on disk, and can wait for a moment: they may be on
+    /// their way here. Answered with [`Output::Give`].
+    Hold {
+        /// Names the question.
+        ticket: Ticket,
+        /// What it wants.
+        hash: SpecHash,
+    },
+    /// Whoever asked that has gone away.
+    LetGo {
+        /// Names the question.
+        ticket: Ticket,
+    },
     /// [`Worker::next_wake`] has come.
     Wake,
     /// The machine has slept, or its clock has jumped.
@@ -356,6 +374,13 @@ pub enum Output {
         /// The answer or why there is none.
         result: Result<Answer, GetError>,
     },
+    /// Answer another worker's question for bytes.
+    Give {
+        /// Of the question.
+        ticket: Ticket,
+        /// The bytes or why there are none.
+        result: Result<Spec, Refusal>,
+    },
     /// Someone sent what its own record or hash does not allow.
     Misbehaved {
         /// Who.
@@ -408,6 +433,8 @@ pub struct Worker {
     fetches: BTreeMap<SpecHash, Fetch>,
     calls: BTreeMap<CallId, Call>,
     next_call: u64,
+    /// Other workers that wait for bytes that are on their way here.
+    guests: BTreeMap<Ticket, Guest>,
     /// Who waits for a blob to be looked for on disk.
     loading: BTreeMap<SpecHash, Vec<LoadFor>>,
     /// Flights that are ready to be sent, gathered within one turn and the look at the disk that
@@ -474,6 +501,7 @@ enum Timer {
     Update,
     UpdateLate(CallId),
     Park(Ticket),
+    Hold(Ticket),
 }
 
 impl Worker {
@@ -546,6 +574,7 @@ impl Worker {
             fetches: BTreeMap::new(),
             calls: BTreeMap::new(),
             next_call: 0,
+            guests: BTreeMap::new(),
             loading: BTreeMap::new(),
             ready: Vec::new(),
             timers: renewal.map(|at| (at, Timer::Renew)).into_iter().collect(),
@@ -576,6 +605,8 @@ impl Worker {
             Input::Peers(members) => self.set_members(members, now),
             Input::Heard { head, from } => self.heard(&head, from, now),
             Input::Forked(head) => self.forked(&head),
+            Input::Hold { ticket, hash } => self.hold_question(ticket, hash, now),
+            Input::LetGo { ticket } => self.let_go(ticket),
             Input::Wake => self.wake(now),
             Input::Resumed => self.resumed(now),
             Input::Leave => self.leave(),
@@ -592,6 +623,7 @@ impl Worker {
         {
             self.send_ready(now);
         }
+        self.refuse_guests();
         std::mem::take(&mut self.out)
     }
 
@@ -847,6 +879,7 @@ impl Worker {
                 Timer::Update => self.update_due(now),
                 Timer::UpdateLate(call) => self.update_late(call, now),
                 Timer::Park(ticket) => self.parked_long(ticket, now),
+                Timer::Hold(ticket) => self.held_long(ticket),
             }
         }
     }

@@ -20,11 +20,12 @@ use crate::daemon::RunError;
 use crate::identity::NodeId;
 use crate::net::{Endpoint, Link};
 use crate::proto::Time;
+use crate::proto::code::Refusal;
 use crate::proto::limit::DEFAULT_DEADLINE;
 use crate::proto::wire::{Leave, Request};
 use crate::proto::worker::{
     Anchor, BootId, CallId, Config, Event, Input, KeptAnchor, Local, Mark, Neighbour, Output,
-    Restored, Sight, SightCell, Source, Ticket, Worker,
+    Restored, Sight, SightCell, Source, Ticket, Worker, not_here,
 };
 use crate::spec::{Spec, SpecHash};
 use crate::store::blobs::Loaded;
@@ -64,6 +65,8 @@ pub(super) struct Engine {
     anew: Notify,
     handle: Handle,
     answers: Mutex<BTreeMap<Ticket, oneshot::Sender<Result<Answer, GetError>>>>,
+    /// Other workers that wait for bytes that are on their way here.
+    guests: Mutex<BTreeMap<Ticket, oneshot::Sender<Result<Spec, Refusal>>>>,
     calls: Mutex<BTreeMap<CallId, AbortHandle>>,
     next_ticket: AtomicU64,
     /// When the timer task wakes next, microseconds; `u64::MAX` without a timer.
@@ -122,6 +125,7 @@ impl Engine {
             endpoint,
             handle: handle.clone(),
             answers: Mutex::default(),
+            guests: Mutex::default(),
             calls: Mutex::default(),
             next_ticket: AtomicU64::new(0),
             armed: AtomicU64::new(u64::MAX),
@@ -432,6 +436,11 @@ impl Engine {
                     let _ = reader.send(self.told(result));
                 }
             }
+            Output::Give { ticket, result } => {
+                if let Some(guest) = lock(&self.guests).remove(&ticket) {
+                    let _ = guest.send(result);
+                }
+            }
             Output::Resolve {
                 call,
                 coordinator,
@@ -495,6 +504,21 @@ impl Engine {
             Ok(local) => local,
             Err(_) => Local::Failed("the reading thread failed".into()),
         }
+    }
+
+    /// Waits for bytes that are not on disk, if they are on their way here.
+    pub(super) async fn await_bytes(self: &Arc<Self>, hash: SpecHash) -> Result<Spec, Refusal> {
+        let ticket = self.next_ticket.fetch_add(1, Ordering::Relaxed);
+        let (send, receive) = oneshot::channel();
+        lock(&self.guests).insert(ticket, send);
+        let guest = Guest {
+            engine: self,
+            ticket,
+        };
+        self.drive(Input::Hold { ticket, hash });
+        let result = receive.await.unwrap_or_else(|_| Err(not_here()));
+        drop(guest);
+        result
     }
 
     /// The same, or `None` if it takes too long for a thread that others wait for.
@@ -703,6 +727,21 @@ impl Drop for Reader<'_> {
         let ticket = self.ticket;
         if lock(&self.engine.answers).remove(&ticket).is_some() {
             self.engine.drive(Input::Forget { ticket });
+        }
+    }
+}
+
+/// Another worker that waits for bytes; when it leaves, the machine forgets it.
+struct Guest<'a> {
+    engine: &'a Arc<Engine>,
+    ticket: Ticket,
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        let ticket = self.ticket;
+        if lock(&self.engine.guests).remove(&ticket).is_some() {
+            self.engine.drive(Input::LetGo { ticket });
         }
     }
 }

@@ -4,19 +4,21 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::Node;
+use super::uploads::Gate;
 use crate::net::{Gone, Peer, Reply, Service, SessionKey};
 use crate::proto::code::{Code, Refusal};
 use crate::proto::limit::{MAX_CATALOGS_GIVEN, RECORDS_PER_PART};
 use crate::proto::wire::{
-    Blob, GetCatalog, GetDelta, HeadBytes, ProofBytes, Request, Response, Status,
+    Blob, GetBlob, GetCatalog, GetDelta, HeadBytes, ProofBytes, Request, Response, Status,
 };
-use crate::proto::worker::Local;
-use crate::spec::SpecHash;
+use crate::proto::worker::{Local, not_here};
+use crate::spec::Spec;
 
 /// What a worker gives to others: bytes by hash and its catalog, which prove themselves, and
 /// nothing that needs truth.
 pub(super) struct Serving {
     node: Arc<Node>,
+    gate: Gate,
     /// Whole catalogs that may be under way.
     catalogs: Semaphore,
 }
@@ -29,7 +31,7 @@ impl Service for Serving {
     async fn serve(&self, peer: Peer, request: Request, _body: Bytes, reply: &mut Reply) {
         // A reader that is gone has nothing to be told.
         let _ = match request {
-            Request::GetBlob(get) => self.give(get.hash, reply).await,
+            Request::GetBlob(get) => self.give(&peer, get, reply).await,
             Request::GetDelta(get) => self.give_delta(&get, reply).await,
             Request::GetCatalog(get) => self.give_catalog(&get, reply).await,
             Request::Meet(meet) => match self.node.members() {
@@ -63,9 +65,11 @@ fn alone() -> Refusal {
 }
 
 impl Serving {
-    pub(super) fn new(node: Arc<Node>) -> Self {
+    /// Gives at most `upload_limit` bytes per second.
+    pub(super) fn new(node: Arc<Node>, upload_limit: Option<u64>) -> Self {
         Self {
             node,
+            gate: Gate::new(upload_limit),
             catalogs: Semaphore::new(MAX_CATALOGS_GIVEN),
         }
     }
@@ -95,18 +99,58 @@ impl Serving {
         Ok(())
     }
 
-    async fn give(&self, hash: SpecHash, reply: &mut Reply) -> Result<(), Gone> {
-        let refusal = match self.node.engine().look(hash).await {
-            Local::Found(spec) => {
-                let len = spec.len();
-                metrics::counter!("larder_blobs_given_total").increment(1);
-                metrics::counter!("larder_blob_bytes_given_total").increment(len);
-                let blob = Response::Blob(Blob { len });
-                return reply.send_with_body(&blob, spec.into_bytes()).await;
+    async fn give(&self, peer: &Peer, get: GetBlob, reply: &mut Reply) -> Result<(), Gone> {
+        let spec = match self.gate.enter(peer.uri.id()) {
+            Ok(pass) => {
+                let gone = reply.asker_gone();
+                let spec = tokio::select! {
+                    spec = self.find(get) => spec,
+                    // What it waits for may be a moment away; the asker is not there any more.
+                    () = gone => return Err(Gone),
+                };
+                let taken = spec.and_then(|spec| pass.take(spec.len()).map(|()| spec));
+                taken.map(|spec| (spec, pass))
             }
-            Local::Missing | Local::Damaged => Refusal::new(Code::NotFound, "no such blob here"),
-            Local::Failed(reason) => Refusal::new(Code::Disk, format!("the disk failed: {reason}")),
+            Err(refusal) => Err(refusal),
         };
-        reply.refuse(&refusal).await
+        let (spec, _pass) = match spec {
+            Ok(found) => found,
+            Err(refusal) => return reply.refuse(&refusal).await,
+        };
+        let len = spec.len();
+        metrics::counter!("larder_blobs_given_total").increment(1);
+        metrics::counter!("larder_blob_bytes_given_total").increment(len);
+        let blob = Response::Blob(Blob { len });
+        reply.send_with_body(&blob, spec.into_bytes()).await
+    }
+
+    /// What is here, or comes within a moment if the asker can wait.
+    async fn find(&self, GetBlob { hash, force }: GetBlob) -> Result<Spec, Refusal> {
+        let engine = self.node.engine();
+        let mut found = found(engine.look(hash).await);
+        if let (Err(refusal), false) = (&found, force)
+            && refusal.code == Code::NotFound
+        {
+            found = engine.await_bytes(hash).await;
+            // They may have come in between.
+            if found
+                .as_ref()
+                .is_err_and(|told| told.code == Code::NotFound)
+            {
+                found = self::found(engine.look(hash).await);
+            }
+        }
+        found
+    }
+}
+
+fn found(local: Local) -> Result<Spec, Refusal> {
+    match local {
+        Local::Found(spec) => Ok(spec),
+        Local::Missing | Local::Damaged => Err(not_here()),
+        Local::Failed(reason) => {
+            let message = format!("the disk failed: {reason}");
+            Err(Refusal::new(Code::Disk, message))
+        }
     }
 }

@@ -202,6 +202,7 @@ impl Stage {
             deadline: Duration::from_secs(10),
             lease: false,
             prefetch: crate::proto::worker::Prefetch::None,
+            upload_limit: None,
             freshness: crate::answer::Freshness::Strict,
         };
         Self {

@@ -79,6 +79,7 @@ async fn a_worker_in_process_reads_over_quic_and_then_from_its_store() {
         coordinators: vec![addr.parse().expect("an address")],
         peers: vec![],
         membership: None,
+        upload_limit: None,
         store: StoreChoice::Directory(dir.join("w")),
         store_budget: 64 << 20,
         deadline: Duration::from_secs(10),

@@ -443,6 +443,7 @@ impl Worker {
         if hop != Hop::Disk {
             self.out.push(Output::Save(spec.clone()));
         }
+        self.give_to_guests(spec);
         for wanted in fetch.wanted {
             let failed = [wanted.hops, fetch.hops.clone()].concat();
             if wanted.len.is_some_and(|len| len != spec.len()) {

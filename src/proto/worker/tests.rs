@@ -3,7 +3,9 @@
 use super::*;
 use crate::catalog::Content;
 use crate::proto::code::Code;
-use crate::proto::limit::{ANSWER_TIMEOUT, HEDGE_DEFAULT, POINTED_PATIENCE};
+use crate::proto::limit::{
+    ANSWER_TIMEOUT, HEDGE_DEFAULT, MAX_GUESTS_PER_BODY, MAX_HOLD, POINTED_PATIENCE,
+};
 
 const CATALOG: CatalogId = CatalogId::from_bytes([1; 16]);
 
@@ -648,6 +650,90 @@ fn a_peer_that_points_elsewhere_is_passed_over() {
     desk.fetch();
     desk.event(desk.asked, Event::Pointed(strangers().to_vec()));
     assert!(matches!(desk.error(1), GetError::NoBytes { .. }));
+}
+
+/// What the workers got that asked this one, in order.
+fn given(desk: &mut Desk) -> Vec<(Ticket, Result<Spec, Code>)> {
+    let mut given = Vec::new();
+    desk.sent.retain(|out| match out {
+        Output::Give { ticket, result } => {
+            given.push((*ticket, result.clone().map_err(|refusal| refusal.code)));
+            false
+        }
+        _ => true,
+    });
+    given
+}
+
+#[test]
+fn who_asks_for_what_is_on_its_way_gets_it_when_it_has_come() {
+    let mut desk = desk(1, 1);
+    let (wanted, other) = (spec("v"), spec("other"));
+    let hold = |ticket, hash| Input::Hold { ticket, hash };
+    desk.input(hold(1, wanted.hash()));
+    assert_eq!(
+        given(&mut desk),
+        [(1, Err(Code::NotFound))],
+        "nothing is asked"
+    );
+
+    desk.read(9, &wanted.hash().to_string(), Freshness::Strict);
+    let (call, _) = desk.fetch();
+    for ticket in 1..=3 {
+        desk.input(hold(ticket, wanted.hash()));
+    }
+    desk.input(hold(4, other.hash()));
+    assert_eq!(given(&mut desk), [(4, Err(Code::NotFound))]);
+    desk.input(Input::LetGo { ticket: 2 });
+    desk.event(call, Event::Body(Bytes::from_static(b"wrong")));
+    let (call, _) = desk.fetch();
+    assert_eq!(given(&mut desk), [], "of what is not verified nobody hears");
+    desk.event(call, Event::Body(wanted.clone().into_bytes()));
+    assert_eq!(given(&mut desk), [(1, Ok(wanted.clone())), (3, Ok(wanted))]);
+    assert_eq!(desk.machine.next_wake(), None);
+}
+
+#[test]
+fn while_a_name_is_asked_for_its_bytes_may_be_on_their_way() {
+    let mut desk = following(1, 0);
+    let hash = spec("v").hash();
+    desk.strict(1, "a");
+    desk.input(Input::Hold { ticket: 5, hash });
+    desk.input(Input::Hold {
+        ticket: 6,
+        hash: spec("other").hash(),
+    });
+    assert_eq!(given(&mut desk), []);
+    let (call, ..) = desk.resolve();
+    desk.event(call, opening(1));
+    desk.outcome(call, Some(version(1, "v")), true);
+    assert_eq!(
+        given(&mut desk),
+        [(6, Err(Code::NotFound))],
+        "it is another"
+    );
+    desk.event(call, Event::Body(spec("v").into_bytes()));
+    assert_eq!(given(&mut desk), [(5, Ok(spec("v")))]);
+}
+
+#[test]
+fn questions_are_held_for_a_moment_only_and_not_too_many() {
+    let mut desk = desk(1, 0);
+    let hash = spec("v").hash();
+    desk.read(1, &hash.to_string(), Freshness::Strict);
+    let call = desk.fetch().0;
+    let most = MAX_GUESTS_PER_BODY as Ticket;
+    for ticket in 0..=most {
+        desk.input(Input::Hold { ticket, hash });
+    }
+    assert_eq!(given(&mut desk), [(most, Err(Code::Busy))]);
+    desk.advance(MAX_HOLD);
+    let late = given(&mut desk);
+    assert_eq!(late.len(), MAX_GUESTS_PER_BODY);
+    assert!(late.iter().all(|(_, result)| *result == Err(Code::Busy)));
+    desk.input(Input::Hold { ticket: 7, hash });
+    desk.event(call, failed("gone"));
+    assert_eq!(given(&mut desk), [(7, Err(Code::NotFound))]);
 }
 
 #[test]

@@ -305,6 +305,7 @@ impl World {
             | Output::Hold(_)
             | Output::ForgetHeld
             | Output::Fetch { .. }
+            | Output::Give { .. }
             | Output::Use(_) => {}
         }
         Ok(())
