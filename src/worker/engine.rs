@@ -13,6 +13,7 @@ use super::keeper::{Keeper, Left};
 use super::leased;
 use super::peers::PeerLinks;
 use super::saver::{self, Saver};
+use super::traffic::Traffic;
 use crate::answer::{Answer, GetError, Hop, HopFailure, Mode, Proof, Query, Target};
 use crate::catalog::{HeadHash, HeadVerifier};
 use crate::clock;
@@ -63,6 +64,7 @@ pub(super) struct Engine {
     peers: Mutex<PeerLinks>,
     /// Wakes who waits for another sight.
     anew: Notify,
+    traffic: Traffic,
     handle: Handle,
     answers: Mutex<BTreeMap<Ticket, oneshot::Sender<Result<Answer, GetError>>>>,
     /// Other workers that wait for bytes that are on their way here.
@@ -121,6 +123,7 @@ impl Engine {
                 .collect(),
             peers: Mutex::new(peers),
             anew: Notify::new(),
+            traffic: Traffic::default(),
             store,
             endpoint,
             handle: handle.clone(),
@@ -472,7 +475,11 @@ impl Engine {
                     peer: matches!(source, Source::Peer(_)),
                 };
                 let event = match link {
-                    Some(link) => fetch(&link, wish).await,
+                    Some(link) => {
+                        let event = fetch(&link, wish).await;
+                        engine.count_taken(source, &link, &event);
+                        event
+                    }
                     None => no_member(),
                 };
                 engine.drive(Input::Event { call, event });
@@ -491,6 +498,17 @@ impl Engine {
                 tracing::warn!(%hop, what, "a node sent what its record does not allow");
             }
         }
+    }
+
+    fn count_taken(&self, source: Source, link: &Link, event: &Event) {
+        if let (Source::Peer(_), Event::Body(bytes), Some(uri)) = (source, event, link.peer()) {
+            self.traffic.took(uri.id(), bytes.len() as u64);
+        }
+    }
+
+    /// What was given to other nodes and taken from them.
+    pub(super) fn traffic(&self) -> &Traffic {
+        &self.traffic
     }
 
     /// Bytes on disk, or on their way there.

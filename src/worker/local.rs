@@ -7,6 +7,7 @@ use serde_json::json;
 use super::Node;
 use super::engine::unwritten;
 use super::forward::{confused, to_coordinator};
+use super::traffic::Bytes as Exchanged;
 use crate::answer::{Answer, Failure, Freshness, Query, RunToken};
 use crate::api::{Api, Reply};
 use crate::bridge::http;
@@ -47,6 +48,8 @@ impl Node {
                 Some(json!({ "addr": link.addr(), "uri": uri, "rtt_us": rtt_us }))
             })
             .collect::<Vec<_>>();
+        let traffic = engine.traffic().all();
+        let total = |of: fn(&Exchanged) -> u64| traffic.values().map(of).sum::<u64>();
         json!({
             "role": "worker",
             "uri": engine.endpoint().identity().uri(),
@@ -71,6 +74,8 @@ impl Node {
             "connections": engine.endpoint().connections(),
             "up": up,
             "sources": sources,
+            "given_bytes": total(|bytes| bytes.given),
+            "taken_bytes": total(|bytes| bytes.taken),
             "store": self.store_json(),
         })
     }

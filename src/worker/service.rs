@@ -119,7 +119,8 @@ impl Serving {
         };
         let len = spec.len();
         metrics::counter!("larder_blobs_given_total").increment(1);
-        metrics::counter!("larder_blob_bytes_given_total").increment(len);
+        let traffic = self.node.engine().traffic();
+        traffic.gave(peer.uri.id(), len);
         let blob = Response::Blob(Blob { len });
         reply.send_with_body(&blob, spec.into_bytes()).await
     }
