@@ -37,6 +37,7 @@ pub use self::plan::{Faults, Plan};
 use self::publishers::{Attempt, Publisher};
 use self::readers::Crowd;
 use self::site::Site;
+use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::worker::Event;
 use crate::sim::history::{PublishId, RunId};
@@ -68,6 +69,8 @@ struct World {
     quiet: bool,
     site: Site,
     nodes: Vec<Node>,
+    /// Workers by the ids under which others know them.
+    known: BTreeMap<NodeId, usize>,
     publishers: Vec<Publisher>,
     streams: BTreeMap<u64, Stream>,
     names: Vec<SpecName>,
@@ -164,6 +167,9 @@ impl World {
             oracle: Oracle::new(site.catalog(), traced),
             site,
             nodes,
+            known: (0..plan.workers)
+                .flat_map(|worker| node::ids(worker).map(|id| (id, worker)))
+                .collect(),
             publishers: (0..plan.publishers).map(Publisher::new).collect(),
             streams: BTreeMap::new(),
             names,
@@ -192,7 +198,14 @@ impl World {
             self.step(step);
         }
         self.finish();
-        self.oracle.close(&self.plan, self.now)
+        let copies = std::mem::take(&mut self.site.copies);
+        let outcome = self.oracle.close(&self.plan, self.now)?;
+        Ok(Outcome {
+            bodies: copies.len() as u64,
+            copies: copies.values().sum(),
+            most_copies: copies.into_values().max().unwrap_or_default(),
+            ..outcome
+        })
     }
 
     fn begin(&mut self) {

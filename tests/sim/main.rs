@@ -4,4 +4,5 @@ mod gossip;
 mod mutants;
 mod probes;
 mod scenarios;
+mod spread;
 mod worlds;

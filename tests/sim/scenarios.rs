@@ -22,6 +22,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("far behind", far_behind),
     ("liars", liars),
     ("neighbours", neighbours),
+    ("tree", tree),
     ("keys", keys),
     ("retention", retention),
     ("rich", rich),
@@ -191,6 +192,29 @@ fn liars(seed: u64) -> Plan {
             rot: ms(50),
             partition: ms(500),
             worker: ms(1_500),
+            ..Faults::default()
+        },
+        ..Plan::small(seed)
+    }
+}
+
+/// Bytes go from worker to worker, and some of them give wrong ones, none, or have no time.
+fn tree(seed: u64) -> Plan {
+    Plan {
+        kind: "tree",
+        workers: 12,
+        readers: 1,
+        names: 3,
+        members: true,
+        liars: 30,
+        delay: (ms(0), ms(40)),
+        loss: 2,
+        rich: true,
+        faults: Faults {
+            rot: ms(100),
+            partition: ms(800),
+            worker: ms(1_000),
+            coordinator: ms(5_000),
             ..Faults::default()
         },
         ..Plan::small(seed)

@@ -30,7 +30,8 @@ pub(super) enum Ask {
     Renew(Renew),
     Delta(GetDelta),
     Catalog(GetCatalog),
-    Blob(SpecHash),
+    /// And whether it is to be answered at once and with the bytes.
+    Blob(SpecHash, bool),
     Watch(SessionId),
     Unwatch(CallId),
     Ack(PrepAck),

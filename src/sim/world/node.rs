@@ -20,8 +20,8 @@ use crate::proto::code::{Code, Refusal};
 use crate::proto::replica::Replica;
 use crate::proto::wire::{HeadBytes, SessionId};
 use crate::proto::worker::{
-    BootId, CallId, Config, Event, HeldRecord, Input, Keep, KeptAnchor, Local, Mark, Output,
-    Prefetch, Restored, Sight, SightCell, Source, Ticket, Worker,
+    BootId, CallId, Config, Event, HeldRecord, Input, Keep, KeptAnchor, Local, Mark, Neighbour,
+    Output, Prefetch, Restored, Sight, SightCell, Source, Ticket, Worker,
 };
 use crate::sim::history::WorkerId;
 use crate::sim::random::Random;
@@ -31,6 +31,9 @@ use crate::store::memory::MemoryStore;
 
 /// What a liar shows for news is renewed once in so many times that its readers see something new.
 const PAST_EVERY: u64 = 40;
+
+/// Members that one worker is told of at most.
+const MAX_NAMED: usize = 30;
 
 /// A worker.
 pub(super) struct Node {
@@ -54,6 +57,8 @@ pub(super) struct Node {
     pub(super) renewing: Option<CallId>,
     liar: bool,
     peers: Vec<usize>,
+    /// Those who wait for bytes that are on their way here.
+    guests: BTreeMap<Ticket, Caller>,
     /// What its readers once saw, for a liar to show.
     past: Arc<Sight>,
     shown: u64,
@@ -101,7 +106,8 @@ impl Node {
             most if random.percent(60) => -i64::from(most),
             most => random.below(2 * u64::from(most) + 1) as i64 - i64::from(most),
         };
-        let others = (0..plan.workers).filter(|&other| other != index && plan.peers);
+        let fixed = plan.peers && !plan.members;
+        let others = (0..plan.workers).filter(|&other| other != index && fixed);
         let mut peers: Vec<_> = others.collect();
         while peers.len() > 3 {
             let gone = random.index(peers.len());
@@ -127,6 +133,7 @@ impl Node {
             renewing: None,
             liar: random.percent(plan.liars),
             peers,
+            guests: BTreeMap::new(),
             past: Arc::default(),
             shown: 0,
         }
@@ -263,8 +270,18 @@ impl World {
                 self.send(caller(Some(call)), Ask::Resolve(request));
             }
             Output::Fetch {
-                call, source, hash, ..
-            } => self.ask_source(caller(Some(call)), source, Ask::Blob(hash)),
+                call,
+                source,
+                hash,
+                force,
+                ..
+            } => self.ask_source(caller(Some(call)), source, Ask::Blob(hash, force)),
+            Output::Give { ticket, result } => {
+                if let Some(guest) = self.nodes[worker].guests.remove(&ticket) {
+                    let given = result.map(|spec| Event::Body(spec.into_bytes()));
+                    self.reply(guest, vec![given.unwrap_or_else(Event::Refused)]);
+                }
+            }
             Output::Cancel(call) => self.send(caller(None), Ask::Unwatch(call)),
             Output::Done { ticket, result } => self.read_done(worker, ticket, result),
             Output::Misbehaved { hop, what } => {
@@ -281,8 +298,7 @@ impl World {
         match source {
             Source::Coordinator(_) => self.send(from, ask),
             Source::Peer(id) => {
-                let peers = &self.nodes[from.worker].peers;
-                let Some(&peer) = peers.iter().find(|peer| peer_id(**peer) == id) else {
+                let Some(&peer) = self.known.get(&id) else {
                     return self.fails(from, Duration::ZERO, true);
                 };
                 let pause = self.travel();
@@ -334,7 +350,7 @@ impl World {
             sid,
             lease: true,
             prefetch,
-            follows: true,
+            follows: self.plan.members,
         };
         let kept = node.kept.clone();
         let (boot, local) = (Some(node.boot()), node.clock.at(self.now));
@@ -355,7 +371,23 @@ impl World {
         self.oracle
             .note(self.now, 3, worker as u64, || format!("w{worker} starts"));
         self.tell(worker, Input::Wake);
+        self.name_members(worker);
         self.later(Duration::from_secs(1), Step::Flush(worker));
+    }
+
+    /// Membership tells a worker of some others, another time of other ones.
+    fn name_members(&mut self, worker: usize) {
+        if !self.plan.members {
+            return;
+        }
+        let mut others: Vec<_> = (0..self.nodes.len()).filter(|&n| n != worker).collect();
+        let most = self.random.index(others.len().min(MAX_NAMED) + 1);
+        while others.len() > most {
+            let gone = self.random.index(others.len());
+            others.swap_remove(gone);
+        }
+        let members = others.into_iter().map(neighbour).collect();
+        self.tell(worker, Input::Peers(members));
     }
 
     pub(super) fn flush_node(&mut self, worker: usize) {
@@ -363,6 +395,7 @@ impl World {
         if self.nodes.len() <= 20 && !self.quiet {
             let node = &mut self.nodes[worker];
             node.flushed = node.kept.clone();
+            self.name_members(worker);
             self.later(Duration::from_secs(1), Step::Flush(worker));
         }
     }
@@ -382,6 +415,7 @@ impl World {
         node.kept.lease_until = Some(local + left);
         node.incarnation += 1;
         node.open.clear();
+        let guests = std::mem::take(&mut node.guests);
         node.armed = None;
         node.wake_now();
         if !power && loses_copy {
@@ -398,6 +432,9 @@ impl World {
         self.oracle.note(now, 4, worker as u64, || {
             format!("w{worker} is killed, power {power}")
         });
+        for guest in guests.into_values() {
+            self.fails(guest, Duration::from_millis(300), false);
+        }
         let streams: Vec<_> = self
             .streams
             .iter()
@@ -447,7 +484,7 @@ impl World {
             return self.fails(from, pause, true);
         }
         let lies = node.liar && !self.quiet && self.random.percent(70);
-        let Ask::Blob(hash) = *ask else {
+        let Ask::Blob(hash, force) = *ask else {
             return self.catalog_asked(from, peer, ask, lies);
         };
         let node = &self.nodes[peer];
@@ -458,6 +495,11 @@ impl World {
         let event = match found {
             _ if lies => self.lie(found),
             Some(bytes) => Some(Event::Body(bytes)),
+            None if !force => {
+                let ticket = self.id();
+                self.nodes[peer].guests.insert(ticket, from);
+                return self.tell(peer, Input::Hold { ticket, hash });
+            }
             None => Some(Event::Refused(Refusal::new(Code::NotFound, "not here"))),
         };
         if let Some(event) = event {
@@ -520,10 +562,11 @@ impl World {
         self.reply(from, vec![event]);
     }
 
-    /// Wrong bytes, too few, too many, another definition, or nothing at all.
+    /// Wrong bytes, too few, too many, another definition, no time for it, or nothing at all.
     fn lie(&mut self, found: Option<Bytes>) -> Option<Event> {
         let mut bytes = found.map_or_else(|| b"steps: [lie]\n".to_vec(), |bytes| bytes.to_vec());
-        match self.random.below(6) {
+        let ways = if self.plan.members { 7 } else { 6 };
+        match self.random.below(ways) {
             0 => return None,
             1 => bytes.truncate(bytes.len() / 2),
             2 => bytes.extend_from_slice(&[b'#'; 4_000]),
@@ -537,7 +580,8 @@ impl World {
                     *last ^= 1;
                 }
             }
-            _ => return Some(Event::Refused(Refusal::new(Code::NotFound, "not here"))),
+            5 => return Some(Event::Refused(Refusal::new(Code::NotFound, "not here"))),
+            _ => return Some(Event::Refused(Refusal::new(Code::Busy, "for ever"))),
         }
         Some(Event::Body(bytes.into()))
     }
@@ -547,8 +591,21 @@ fn peer_addr(worker: usize) -> String {
     format!("w{worker}")
 }
 
-fn peer_id(worker: usize) -> NodeId {
-    NodeId::of_addr(&peer_addr(worker))
+/// Under which others know a worker: as a fixed peer, and as a member.
+pub(super) fn ids(worker: usize) -> [NodeId; 2] {
+    [NodeId::of_addr(&peer_addr(worker)), member_id(worker)]
+}
+
+pub(super) fn member_id(worker: usize) -> NodeId {
+    NodeId::of_addr(&format!("member w{worker}"))
+}
+
+/// A worker as membership and the coordinator name it.
+pub(super) fn neighbour(worker: usize) -> Neighbour {
+    Neighbour {
+        id: member_id(worker),
+        addr: format!("m{worker}"),
+    }
 }
 
 /// The same head for another catalog, rightly signed.

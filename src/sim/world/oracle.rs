@@ -34,6 +34,12 @@ pub struct Outcome {
     pub log: u64,
     /// Steps.
     pub steps: u64,
+    /// Definitions of which the coordinator gave the bytes to a worker,
+    pub bodies: u64,
+    /// how often it gave them,
+    pub copies: u64,
+    /// and how often those that it gave most often.
+    pub most_copies: u64,
 }
 
 /// A world that did not.
@@ -164,6 +170,9 @@ impl Oracle {
                 report: self.report,
                 log: self.log,
                 steps: self.steps,
+                bodies: 0,
+                copies: 0,
+                most_copies: 0,
             });
         };
         let concerns = |line: &&String| self.about.iter().any(|about| line.contains(about));

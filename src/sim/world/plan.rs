@@ -22,6 +22,9 @@ pub struct Plan {
     pub publishers: usize,
     /// Whether workers have peers.
     pub peers: bool,
+    /// Whether workers know each other as members, and the coordinator names some of them instead
+    /// of giving bytes.
+    pub members: bool,
     /// Between two bursts of one reader.
     pub think: (Duration, Duration),
     /// Between two publishes of one publisher.
@@ -110,6 +113,7 @@ impl Plan {
             names: 1,
             publishers: 1,
             peers: false,
+            members: false,
             think: (ms(1), ms(20)),
             publish: (ms(20), ms(400)),
             length: secs(20),
@@ -170,6 +174,7 @@ impl Plan {
             ]),
             faults: Faults::random(&mut random),
             rich: true,
+            members: random.percent(60),
             ..Self::small(seed)
         }
     }

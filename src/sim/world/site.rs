@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::clock::Clock;
 use super::net::{Ask, Caller, Stream};
+use super::node::{member_id, neighbour};
 use super::plan::Plan;
 use super::publishers::Sent;
 use super::{Step, World};
@@ -13,7 +14,9 @@ use crate::catalog::{CatalogId, Content, Entry, Epoch, HeadSigner, HeadVerifier,
 use crate::coordinator::writer::Storage;
 use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
-use crate::proto::coordinator::{Coordinator, Input, Ledger, Options, Output, Ticket, View};
+use crate::proto::coordinator::{
+    Askers, Coordinator, Input, Ledger, Options, Output, Ticket, Turn, View,
+};
 use crate::proto::limit::MAX_DELTA;
 use crate::proto::replica;
 use crate::proto::wire::{Pinned, Push};
@@ -67,6 +70,8 @@ pub(super) struct Site {
     pub(super) excused_until: Time,
     /// Live pins: what the checker calls them, and what they keep.
     pub(super) pins: BTreeMap<u64, (u64, Revision)>,
+    /// How often it gave which bytes.
+    pub(super) copies: BTreeMap<SpecHash, u64>,
 }
 
 /// Its process.
@@ -81,6 +86,7 @@ pub(super) struct Running {
     /// It answers: its epoch has a head.
     pub(super) serves: bool,
     pub(super) oldest: Revision,
+    askers: Askers,
 }
 
 pub(super) enum Job {
@@ -114,6 +120,7 @@ impl Site {
             restores: false,
             excused_until: Time::default(),
             pins: BTreeMap::new(),
+            copies: BTreeMap::new(),
         }
     }
 
@@ -196,6 +203,7 @@ impl World {
             asked: BTreeMap::new(),
             job: None,
             armed: None,
+            askers: Askers::default(),
             started: now,
             serves: view_is_current && !restores && newest >= self.site.epoch,
         });
@@ -300,8 +308,7 @@ impl World {
         let epoch = running.view.epoch;
         // Whether its wall clock jumps or not.
         let until = self.now + Duration::from_secs(3_000);
-        let id = self.ids + 1;
-        self.ids = id;
+        let id = self.id();
         self.site.pins.insert(pinned.id, (id, pinned.rev));
         let pin = Pin {
             id: PinId(id),
@@ -361,7 +368,8 @@ impl World {
                 }
             }
             ask => {
-                let events = self.answer(&ask);
+                let events = self.answer(&ask, from.worker);
+                self.count_copies(&events);
                 self.reply(from, events);
             }
         }
@@ -383,9 +391,18 @@ impl World {
     }
 
     /// Answers what needs no input of the machine, as the coordinator's service does.
-    fn answer(&self, ask: &Ask) -> Vec<Event> {
-        let Some(running) = &self.site.running else {
+    fn answer(&mut self, ask: &Ask, asker: usize) -> Vec<Event> {
+        let now = self.site.clock.at(self.now);
+        let Some(running) = &mut self.site.running else {
             return Vec::new();
+        };
+        let (askers, ids) = (&mut running.askers, &self.known);
+        let mut point = |hash| match askers.ask(hash, member_id(asker), |_| true, now) {
+            Turn::Give => Vec::new(),
+            Turn::Point(nodes) => {
+                let named = nodes.iter().filter_map(|node| ids.get(node));
+                named.map(|&worker| neighbour(worker)).collect()
+            }
         };
         let body = |hash, len| match running.storage.vault.reader().body(hash, len) {
             Ok(Some(spec)) => Some(spec.into_bytes()),
@@ -398,15 +415,19 @@ impl World {
                     let mut events = vec![Event::Opening(opening)];
                     for (asked, version) in resolve.names.iter().zip(versions) {
                         let content = version.map(|version| version.content);
-                        let bytes = match content {
-                            Some(Content::Present { hash, len })
-                                if asked.if_hash != Some(hash) && asked.body =>
-                            {
-                                body(hash, Some(len))
+                        let (mut bytes, mut ask) = (None, Vec::new());
+                        if let Some(Content::Present { hash, len }) = content
+                            && asked.if_hash != Some(hash)
+                            && asked.body
+                        {
+                            if resolve.peers {
+                                ask = point(hash);
                             }
-                            _ => None,
-                        };
-                        let (body, ask) = (bytes.is_some(), Vec::new());
+                            if ask.is_empty() {
+                                bytes = body(hash, Some(len));
+                            }
+                        }
+                        let body = bytes.is_some();
                         events.push(Event::Outcome { version, body, ask });
                         events.extend(bytes.map(Event::Body));
                     }
@@ -429,11 +450,24 @@ impl World {
                     &get.have,
                 ))]
             }
-            Ask::Blob(hash) => vec![match body(*hash, None) {
-                Some(bytes) => Event::Body(bytes),
-                None => Event::Refused(Refusal::new(Code::NotFound, "not here")),
-            }],
+            Ask::Blob(hash, force) => {
+                let ask = if *force { Vec::new() } else { point(*hash) };
+                vec![match body(*hash, None) {
+                    _ if !ask.is_empty() => Event::Pointed(ask),
+                    Some(bytes) => Event::Body(bytes),
+                    None => Event::Refused(Refusal::new(Code::NotFound, "not here")),
+                }]
+            }
             _ => Vec::new(),
+        }
+    }
+
+    fn count_copies(&mut self, events: &[Event]) {
+        for event in events {
+            if let Event::Body(bytes) = event {
+                let copies = &mut self.site.copies;
+                *copies.entry(SpecHash::of(bytes)).or_default() += 1;
+            }
         }
     }
 }
