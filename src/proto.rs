@@ -39,7 +39,7 @@
 //! | --- | --- | --- | --- |
 //! | `Hello` | `Welcome` | all | the link is not up |
 //! | `Resolve` | `Resolved`, then one `Outcome` (and body) per name | all | names without an outcome are unknown; an outcome without its whole body is still the truth about its name |
-//! | `GetBlob` | `Blob` and body | all | ask someone else |
+//! | `GetBlob` | `Blob` and body, or `Holders` unless it says `force` | all | ask someone else, and in the end the coordinator with `force` |
 //! | `List`, `GetLog` | `Listing`, `Log` | all | nothing |
 //! | `GetStatus` | `Status` | all | nothing |
 //! | `Have` | `Missing` | publisher | nothing changed |
@@ -51,6 +51,12 @@
 //! | `GetMembers` | `Members`, one or several | worker, of a worker | the rest comes with the next one |
 //! | `Relay` | `Relaying`, then nothing until the stream ends | worker, of a worker | packets are not carried |
 //! | `PrepAck`, `Leave` | `Done` | worker | the publish waits for the lease to run out, or for the next `Renew` |
+//!
+//! Where many workers ask for one body, the coordinator leaves it out and names one or two that
+//! asked before: in `Outcome::ask`, if the `Resolve` says that the asker has `peers`, or in
+//! `Holders`. They have the bytes or are about to; a worker holds a `GetBlob` without `force` for
+//! [`limit::MAX_HOLD`] while the bytes are on their way to it. `Busy` from a worker is no failure:
+//! others are asked.
 //!
 //! A `PrepAck` usually follows the `Watch` on its stream instead, as many as there are, and is not
 //! answered then: a publisher waits for it, and a stream of its own costs more than all the rest.

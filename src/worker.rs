@@ -15,6 +15,7 @@ mod peers;
 mod run;
 mod saver;
 mod service;
+mod traffic;
 mod uploads;
 
 use std::future::Future;

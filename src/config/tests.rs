@@ -477,6 +477,24 @@ fn a_lease_is_a_span_within_its_bounds_or_off() {
 }
 
 #[test]
+fn what_others_get_of_a_worker_may_be_limited() {
+    for (text, limit) in [
+        (None, None),
+        (Some("unlimited"), None),
+        (Some("off"), Some(0)),
+        (Some("0"), Some(0)),
+        (Some("2MiB"), Some(2 << 20)),
+    ] {
+        let mut home = Home::new();
+        if let Some(text) = text {
+            home.flag(Field::UploadLimit, text);
+        }
+        let config = WorkerConfig::load(&home.sources).expect("good").config;
+        assert_eq!(config.upload_limit, limit, "{text:?}");
+    }
+}
+
+#[test]
 fn a_worker_says_whether_it_keeps_a_lease_what_it_fetches_ahead_and_how_fresh() {
     let mut home = Home::new();
     let defaults = WorkerConfig::load(&home.sources).expect("good").config;
@@ -508,6 +526,7 @@ fn a_worker_says_whether_it_keeps_a_lease_what_it_fetches_ahead_and_how_fresh() 
         (Field::Freshness, "verified"),
         (Field::Prefetch, "some"),
         (Field::Lease, "maybe"),
+        (Field::UploadLimit, "2 MB/s"),
     ] {
         let mut home = Home::new();
         home.flag(field, bad);
