@@ -141,7 +141,7 @@ mod tests {
         let peers = json!({
             "gossip": "on", "node": "edge-1", "addr": "10.0.0.1:7458", "reachable": true,
             "members": [
-                { "name": "edge-2", "addr": "10.0.0.2:7458", "state": "up", "rtt_us": 1_500,
+                { "name": "edge-2", "addr": "10.0.0.2:7458", "state": "up", "rtt_us": 12_300,
                   "revision": 7, "coordinator": "via edge-3", "given": 2_048, "taken": 12 },
                 { "name": "edge\u{1b}[2J", "addr": "10.0.0.3:7458", "state": "down" },
             ],
@@ -154,7 +154,7 @@ mod tests {
             "edge-2",
             "10.0.0.2:7458",
             "up",
-            "1.5",
+            "12",
             "ms",
             "7",
             "via",

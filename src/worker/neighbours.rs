@@ -11,6 +11,7 @@ use tokio::time::timeout;
 
 use super::Node;
 use super::members::Known;
+use super::traffic::Bytes as Exchanged;
 use crate::identity::{NodeId, NodeUri};
 use crate::net::Patience;
 use crate::proto::gossip::Standing;
@@ -37,12 +38,14 @@ impl Node {
         let asked = known.iter().filter(|known| known.standing == Standing::Up);
         let asked: Vec<NodeId> = asked.map(|known| known.id).take(MAX_ASKED).collect();
         let mut statuses = self.statuses(asked).await;
+        let traffic = self.engine().traffic().all();
         let rows: Vec<Value> = known
             .iter()
             .map(|known| {
                 let at = statuses.iter().position(|(id, _)| *id == known.id);
                 let status = at.map(|at| statuses.swap_remove(at).1);
-                row(known, status.as_ref())
+                let exchanged = traffic.get(&known.id).copied().unwrap_or_default();
+                row(known, exchanged, status.as_ref())
             })
             .collect();
         let own = members.own();
@@ -81,7 +84,7 @@ impl Node {
 }
 
 /// One member. What it says of itself is its own word.
-fn row(known: &Known, status: Option<&Value>) -> Value {
+fn row(known: &Known, exchanged: Exchanged, status: Option<&Value>) -> Value {
     let uri = known.uri.as_ref();
     let said = |pointer: &str| status.and_then(|status| status.pointer(pointer)).cloned();
     json!({
@@ -93,5 +96,7 @@ fn row(known: &Known, status: Option<&Value>) -> Value {
         "rtt_us": known.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
         "revision": said("/high_water"),
         "coordinator": said("/path"),
+        "given": exchanged.given,
+        "taken": exchanged.taken,
     })
 }
