@@ -23,7 +23,7 @@ use crate::clock;
 use crate::config::{CoordinatorConfig, StoreChoice};
 use crate::daemon::{self, RunError};
 use crate::identity::Role;
-use crate::net::{DialBack, Endpoint, EndpointOptions, Limits, Peer, Port, Runtime};
+use crate::net::{Congestion, DialBack, Endpoint, EndpointOptions, Limits, Peer, Port, Runtime};
 use crate::proto::code::{Code, Refusal};
 use crate::proto::coordinator::{
     Askers, Coordinator as Machine, Input, Ledger, Options, ReplayError, Turn,
@@ -135,7 +135,18 @@ impl Coordinator {
     /// # Errors
     /// [`RunError`]; nothing that was acknowledged has changed then.
     pub fn start(config: &CoordinatorConfig) -> Result<Self, RunError> {
-        let coordinator = Self::launch(config)?;
+        Self::start_with(config, Congestion::default())
+    }
+
+    /// The same with a congestion controller that is not the usual one, to compare them.
+    ///
+    /// # Errors
+    /// As [`Coordinator::start`].
+    pub fn start_with(
+        config: &CoordinatorConfig,
+        congestion: Congestion,
+    ) -> Result<Self, RunError> {
+        let coordinator = Self::launch(config, congestion)?;
         let node = Arc::clone(&coordinator.node);
         let (told, begun) = std::sync::mpsc::channel();
         coordinator.runtime.handle().spawn(async move {
@@ -147,7 +158,7 @@ impl Coordinator {
     }
 
     /// The same, but requests are refused until [`Node::begin`] returns.
-    fn launch(config: &CoordinatorConfig) -> Result<Self, RunError> {
+    fn launch(config: &CoordinatorConfig, congestion: Congestion) -> Result<Self, RunError> {
         let identity = daemon::load_identity(&config.identity)?;
         if identity.uri().role() != Role::Coordinator {
             return Err(RunError::Role {
@@ -172,6 +183,7 @@ impl Coordinator {
             agent: daemon::agent(),
             max_spec_len: config.max_spec_len,
             limits: Limits::default(),
+            congestion,
         };
         daemon::watch(&runtime, &identity);
         let endpoint = Endpoint::start(runtime.handle(), port, identity, options)?;
@@ -357,7 +369,7 @@ pub async fn run(
     daemon::install_metrics();
     // Before anything happens that cannot be taken back, such as a new epoch.
     let listeners = daemon::local(&config.local).await?;
-    let coordinator = Coordinator::launch(&config)?;
+    let coordinator = Coordinator::launch(&config, Congestion::default())?;
     let node = Arc::clone(&coordinator.node);
     let server = listeners.with(Arc::new(local::Local(Arc::clone(&node))));
     let http = server.tcp_addr();

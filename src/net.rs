@@ -16,6 +16,7 @@
 //! or trusts a length that it was told.
 
 mod channel;
+mod congestion;
 mod dial_back;
 mod endpoint;
 mod error;
@@ -35,6 +36,7 @@ mod transport;
 use std::time::Duration;
 
 pub use self::channel::{Carrier, Channel, Dropped};
+pub use self::congestion::Congestion;
 pub use self::dial_back::DialBack;
 pub use self::endpoint::{Endpoint, EndpointOptions, Limits};
 pub use self::error::{BindError, DialFailure, LinkError};

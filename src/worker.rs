@@ -33,7 +33,7 @@ use crate::api::Api;
 use crate::config::{StoreChoice, WorkerConfig};
 use crate::daemon::{self, RunError};
 use crate::identity::Role;
-use crate::net::{Endpoint, EndpointOptions, Limits, Port, Runtime};
+use crate::net::{Congestion, Endpoint, EndpointOptions, Limits, Port, Runtime};
 use crate::proto::wire::SessionId;
 use crate::proto::worker::Config;
 use crate::spec::{MAX_SPEC_LEN, NameError, SpecName};
@@ -119,6 +119,14 @@ impl Worker {
     /// # Errors
     /// [`RunError`].
     pub fn start(config: &WorkerConfig) -> Result<Self, RunError> {
+        Self::start_with(config, Congestion::default())
+    }
+
+    /// The same with a congestion controller that is not the usual one, to compare them.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub fn start_with(config: &WorkerConfig, congestion: Congestion) -> Result<Self, RunError> {
         let identity = daemon::load_identity(&config.identity)?;
         if identity.uri().role() != Role::Worker {
             return Err(RunError::Role {
@@ -126,7 +134,7 @@ impl Worker {
                 uri: identity.uri().clone(),
             });
         }
-        let worker = Self::open(config, identity)?;
+        let worker = Self::open_with(config, identity, congestion)?;
         let Self(node) = &worker;
         let serving = service::Serving::new(Arc::clone(node), config.upload_limit);
         node.engine.endpoint().serve(Arc::new(serving));
@@ -138,6 +146,14 @@ impl Worker {
     /// # Errors
     /// [`RunError`].
     pub(crate) fn open(config: &WorkerConfig, identity: Identity) -> Result<Self, RunError> {
+        Self::open_with(config, identity, Congestion::default())
+    }
+
+    fn open_with(
+        config: &WorkerConfig,
+        identity: Identity,
+        congestion: Congestion,
+    ) -> Result<Self, RunError> {
         let port = Port::bind(config.listen, identity.uri().cluster())?;
         let store = match &config.store {
             StoreChoice::Directory(dir) => {
@@ -165,6 +181,7 @@ impl Worker {
             agent: daemon::agent(),
             max_spec_len: MAX_SPEC_LEN,
             limits: Limits::default(),
+            congestion,
         };
         daemon::watch(&runtime, &identity);
         let role = identity.uri().role();

@@ -291,7 +291,7 @@ mod tests {
     use super::super::whereabouts::Whereabouts;
     use super::*;
     use crate::api::site::Site;
-    use crate::net::{DialBack, Endpoint, EndpointOptions, Limits, Port};
+    use crate::net::{Congestion, DialBack, Endpoint, EndpointOptions, Limits, Port};
     use crate::spec::MAX_SPEC_LEN;
     use crate::trust::{Identity, IdentityOptions, IdentityPaths};
 
@@ -303,6 +303,7 @@ mod tests {
             agent: "test".into(),
             max_spec_len: MAX_SPEC_LEN,
             limits: Limits::default(),
+            congestion: Congestion::default(),
         };
         let addr = "127.0.0.1:0".parse().expect("an address");
         let port = Port::bind(addr, identity.uri().cluster()).expect("a port");

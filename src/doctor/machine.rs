@@ -218,6 +218,7 @@ fn options() -> EndpointOptions {
         agent: daemon::agent(),
         max_spec_len: MAX_SPEC_LEN,
         limits: Limits::default(),
+        congestion: crate::net::Congestion::default(),
     }
 }
 

@@ -76,6 +76,7 @@ impl Site {
             agent: "seed".into(),
             max_spec_len: 1,
             limits: Limits::default(),
+            congestion: crate::net::Congestion::default(),
         };
         let endpoint = Endpoint::start(self.runtime.handle(), port, identity, options);
         let endpoint = endpoint.expect("started");

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::channel::Carrier;
 use super::live::LiveConnections;
 use super::serve::{self, Service};
-use super::{BindError, Floor, Port, transport};
+use super::{BindError, Congestion, Floor, Port, transport};
 use crate::proto::code::CloseCode;
 use crate::proto::limit;
 use crate::spec::MAX_SPEC_LEN;
@@ -37,6 +37,8 @@ pub struct EndpointOptions {
     pub max_spec_len: u64,
     /// Bounds.
     pub limits: Limits,
+    /// Who decides how fast this node sends.
+    pub congestion: Congestion,
 }
 
 /// Bounds of an endpoint. More of each costs memory and helps against nothing but a bad network.
@@ -116,11 +118,11 @@ impl Endpoint {
         let runtime = Arc::new(quinn::TokioRuntime);
         let quinn = quinn::Endpoint::new(config, None, socket, runtime).map_err(fail)?;
         drop(context);
-        let limits = options.limits;
+        let (limits, congestion) = (options.limits, options.congestion);
         let shared = Arc::new(Shared {
             quinn,
             handle: handle.clone(),
-            client: client_config(&identity),
+            client: client_config(&identity, congestion),
             identity,
             options,
             addr,
@@ -158,9 +160,10 @@ impl Endpoint {
 
     /// Accepts connections and answers requests with `service` until the drain.
     pub fn serve<S: Service>(&self, service: Arc<S>) {
+        let congestion = self.0.options.congestion;
         self.0
             .quinn
-            .set_server_config(Some(server_config(&self.0.identity)));
+            .set_server_config(Some(server_config(&self.0.identity, congestion)));
         self.0.handle.spawn(serve::accept(self.0.clone(), service));
     }
 
@@ -202,19 +205,21 @@ impl Shared {
     }
 }
 
-fn client_config(identity: &Identity) -> quinn::ClientConfig {
+fn client_config(identity: &Identity, congestion: Congestion) -> quinn::ClientConfig {
     let tls = trust::client_config(identity);
     let crypto = QuicClientConfig::try_from(tls).expect("ring has QUIC's initial suite");
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(transport::dialler(identity.uri().role()));
+    let role = identity.uri().role();
+    config.transport_config(transport::dialler(role, congestion));
     config
 }
 
-fn server_config(identity: &Identity) -> quinn::ServerConfig {
+fn server_config(identity: &Identity, congestion: Congestion) -> quinn::ServerConfig {
     let tls = trust::server_config(identity);
     let crypto = QuicServerConfig::try_from(tls).expect("ring has QUIC's initial suite");
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(transport::listener(identity.uri().role()));
+    let role = identity.uri().role();
+    config.transport_config(transport::listener(role, congestion));
     config
 }
 

@@ -87,6 +87,7 @@ fn options() -> EndpointOptions {
         agent: "test".to_owned(),
         max_spec_len: MAX_SPEC_LEN,
         limits: Limits::default(),
+        congestion: Congestion::default(),
     }
 }
 

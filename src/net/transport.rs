@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{IdleTimeout, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, IdleTimeout, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use quinn_proto::crypto::HmacKey;
 
+use super::congestion::Congestion;
 use crate::identity::Role;
 use crate::proto::limit::{MAX_SHORT_STREAMS, MAX_STREAMS};
 
@@ -16,8 +17,13 @@ const IDLE_TIMEOUT_MS: u32 = 60_000;
 /// Sent by the side that dialled: often enough for NATs that forget a mapping after 30 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// quinn's own 333 ms would make the first retransmission wait for a second.
-const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// What is lost of a handshake is sent again after three times this. quinn's own 333 ms would make
+/// that a second; where a round trip takes longer, a packet or two are sent for nothing.
+const INITIAL_RTT: Duration = Duration::from_millis(50);
+
+/// How long the other side may wait before it acknowledges a packet that stands alone. It is part
+/// of how long a lost request or answer is waited for, and the usual 25 ms are much of that.
+const ACK_DELAY: Duration = Duration::from_millis(5);
 
 /// What one stream may send unread: a spec of usual length in one round trip.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -32,8 +38,8 @@ const ANSWERER_WINDOW: u32 = 2 << 20;
 const DATAGRAM_BUFFER: usize = 64 << 10;
 
 /// For the side that is dialled.
-pub(super) fn listener(role: Role) -> Arc<TransportConfig> {
-    let mut config = base(role);
+pub(super) fn listener(role: Role, congestion: Congestion) -> Arc<TransportConfig> {
+    let mut config = base(role, congestion);
     config
         .max_concurrent_bidi_streams(MAX_STREAMS.into())
         .receive_window(ANSWERER_WINDOW.into())
@@ -42,8 +48,8 @@ pub(super) fn listener(role: Role) -> Arc<TransportConfig> {
 }
 
 /// For the side that dials; nobody opens a stream to it.
-pub(super) fn dialler(role: Role) -> Arc<TransportConfig> {
-    let mut config = base(role);
+pub(super) fn dialler(role: Role, congestion: Congestion) -> Arc<TransportConfig> {
+    let mut config = base(role, congestion);
     config
         .max_concurrent_bidi_streams(0_u8.into())
         .receive_window(ASKER_WINDOW.into())
@@ -52,7 +58,9 @@ pub(super) fn dialler(role: Role) -> Arc<TransportConfig> {
     Arc::new(config)
 }
 
-fn base(role: Role) -> TransportConfig {
+fn base(role: Role, congestion: Congestion) -> TransportConfig {
+    let mut acks = AckFrequencyConfig::default();
+    acks.max_ack_delay(Some(ACK_DELAY));
     let mut config = TransportConfig::default();
     // Only workers send each other packets beside requests.
     let (streams, datagrams) = match role {
@@ -65,7 +73,9 @@ fn base(role: Role) -> TransportConfig {
         .stream_receive_window(STREAM_WINDOW.into())
         .max_concurrent_uni_streams(streams.into())
         .datagram_receive_buffer_size(datagrams)
-        .datagram_send_buffer_size(DATAGRAM_BUFFER);
+        .datagram_send_buffer_size(DATAGRAM_BUFFER)
+        .ack_frequency_config(Some(acks))
+        .congestion_controller_factory(congestion.factory());
     config
 }
 

@@ -397,7 +397,9 @@ fn failed(trouble: Trouble) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{EndpointOptions, Limits, Peer, Port, Reply, Runtime, Service, SessionKey};
+    use crate::net::{
+        Congestion, EndpointOptions, Limits, Peer, Port, Reply, Runtime, Service, SessionKey,
+    };
     use crate::proto::wire::{HeadBytes, ProofBytes};
     use crate::spec::Spec;
     use crate::trust::{Identity, IdentityOptions, IdentityPaths, issue};
@@ -430,6 +432,7 @@ mod tests {
                 agent: "test".into(),
                 max_spec_len: MAX_SPEC_LEN,
                 limits: Limits::default(),
+                congestion: Congestion::default(),
             };
             let addr = "127.0.0.1:0".parse().expect("an address");
             let port = Port::bind(addr, identity.uri().cluster()).expect("a port");

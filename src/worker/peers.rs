@@ -178,6 +178,7 @@ mod tests {
             agent: "test".into(),
             max_spec_len: MAX_SPEC_LEN,
             limits: Limits::default(),
+            congestion: crate::net::Congestion::default(),
         };
         let addr = "127.0.0.1:0".parse().expect("an address");
         let port = Port::bind(addr, identity.uri().cluster()).expect("a port");

@@ -175,6 +175,7 @@ impl Stage {
             agent: "puppet".to_owned(),
             max_spec_len: 1 << 20,
             limits: Limits::default(),
+            congestion: Congestion::default(),
         };
         let any = "127.0.0.1:0".parse().expect("an address");
         let identity = identity.expect("an identity");

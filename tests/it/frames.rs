@@ -4,7 +4,8 @@ use std::path::Path;
 
 use bytes::Bytes;
 use larder::net::{
-    Endpoint, EndpointOptions, Exchange, Limits, Link, LinkError, Patience, Port, Runtime, Wanted,
+    Congestion, Endpoint, EndpointOptions, Exchange, Limits, Link, LinkError, Patience, Port,
+    Runtime, Wanted,
 };
 use larder::proto::code::Code;
 use larder::proto::wire::{PutBlob, Request, Resolve, ResolveName, Response};
@@ -34,6 +35,7 @@ impl Member {
             agent: "test".into(),
             max_spec_len: MAX_SPEC_LEN,
             limits: Limits::default(),
+            congestion: Congestion::default(),
         };
         let endpoint = Endpoint::start(runtime.handle(), port, identity, options).expect("started");
         let link = Link::new(&endpoint, coordinator.addr(), Wanted::Coordinator);

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use super::*;
 use crate::answer::Snapshot;
 use crate::catalog::{CatalogId, Epoch, Revision};
-use crate::net::{EndpointOptions, Limits, Port, Runtime};
+use crate::net::{Congestion, EndpointOptions, Limits, Port, Runtime};
 use crate::store::file::sim::SimDisk;
 use crate::store::mark::MarkFile;
 use crate::trust::{Identity, IdentityOptions, IdentityPaths, issue};
@@ -31,6 +31,7 @@ impl Alone {
             agent: "test".to_owned(),
             max_spec_len: 1 << 20,
             limits: Limits::default(),
+            congestion: Congestion::default(),
         };
         let endpoint =
             Endpoint::start(runtime.handle(), port, identity, options).expect("an endpoint");
