@@ -5,11 +5,13 @@ pub(crate) mod bare;
 pub(crate) mod larder;
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use ::larder::net::Congestion;
 use ::larder::spec::Spec;
 use anyhow::Context;
 use tokio::runtime::{Builder, Runtime};
@@ -17,6 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::Effort;
 use crate::core::{self, Side};
 use crate::corpus;
+use crate::loss::Controller;
 use crate::process::{self, Server};
 use crate::report::{Aim, Measured};
 use crate::sample::Sample;
@@ -42,10 +45,35 @@ pub(crate) struct Served {
     pub(crate) seed: u64,
     #[arg(long)]
     pub(crate) count: usize,
+    /// Where to listen, on a port that is free.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) listen: IpAddr,
+    /// Who decides how fast it sends, if not larder's default.
+    #[arg(long)]
+    pub(crate) controller: Option<Controller>,
+}
+
+impl Served {
+    pub(crate) fn congestion(&self) -> Congestion {
+        self.controller
+            .map_or_else(Congestion::default, Controller::congestion)
+    }
+
+    /// The same for quinn alone, whose own default it is.
+    pub(crate) fn bare_congestion(&self) -> Congestion {
+        self.controller
+            .map_or(Congestion::Cubic, Controller::congestion)
+    }
+
+    /// On loopback each side has cores of its own.
+    pub(crate) fn pin(&self) -> anyhow::Result<Option<core::Pinned>> {
+        let is_near = self.listen.is_loopback();
+        is_near.then(|| core::pin(Side::Server)).transpose()
+    }
 }
 
 /// A side of the comparison.
-trait Contender: Clone + Send + Sync + 'static {
+pub(crate) trait Contender: Clone + Send + Sync + 'static {
     /// Reads these definitions in one request and checks what comes.
     fn read(&self, first: usize, specs: &[Spec])
     -> impl Future<Output = anyhow::Result<()>> + Send;

@@ -6,8 +6,11 @@
 //! | `local.rs` | measure: one definition from this machine's disk, beside sled |
 //! | `socket.rs` | measure: one definition over a worker's Unix socket |
 //! | `publish.rs`, `publish/` | measure: a publish that all workers have heard of, beside bare quinn |
+//! | `loss.rs`, `loss/` | measure: definitions over a link that loses packets, beside gRPC and HTTPS |
+//! | `swarm.rs` | measure: empty workers that all start at once, beside bare quinn |
 //! | `idle.rs` | measure: what workers that do nothing cost |
 //! | `names.rs` | measure: what many names cost |
+//! | `counter.rs` | bytes that a coordinator gave out |
 //! | `corpus.rs` | the definitions that are read |
 //! | `site.rs` | certificates and configurations of larder's nodes |
 //! | `process.rs` | the other process of a measure, and CPU time |
@@ -17,9 +20,11 @@
 
 mod core;
 mod corpus;
+mod counter;
 mod fetch;
 mod idle;
 mod local;
+mod loss;
 mod machine;
 mod names;
 mod process;
@@ -28,6 +33,7 @@ mod report;
 mod sample;
 mod site;
 mod socket;
+mod swarm;
 mod table;
 
 use std::path::PathBuf;
@@ -49,6 +55,7 @@ use self::report::Report;
   larder-bench                  everything, about a minute and a half
   larder-bench --quick          a look, half a minute; the ratios are noisy
   larder-bench --only local     one measure
+  larder-bench --only loss      links that lose packets; as root, ten minutes
   larder-bench --json > r.json  for a script
 
 Numbers are worth something only on an idle machine: see the load in the first lines.
@@ -93,17 +100,28 @@ enum Measure {
     Idle,
     /// Many names.
     Names,
+    /// Links that lose packets, beside gRPC and HTTPS; only if asked for, and as root.
+    Loss,
+    /// Empty workers that all start at once; only if asked for, and as root for all of it.
+    Swarm,
 }
 
 impl Measure {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::Fetch,
         Self::Local,
         Self::Socket,
         Self::Publish,
         Self::Idle,
         Self::Names,
+        Self::Loss,
+        Self::Swarm,
     ];
+
+    /// Whether it is part of a run that names no measure: what takes minutes is not.
+    fn is_usual(self) -> bool {
+        !matches!(self, Self::Loss | Self::Swarm)
+    }
 }
 
 /// The other process of a measure: this program starts itself.
@@ -123,6 +141,14 @@ enum Serve {
     BarePublisher(fetch::Served),
     #[command(hide = true, name = "serve-bare-watchers")]
     BareWatchers(publish::Watching),
+    #[command(hide = true, name = "serve-loss")]
+    Loss(loss::Told),
+    #[command(hide = true, name = "read-loss")]
+    LossReader(loss::Told),
+    #[command(hide = true, name = "serve-swarm")]
+    Swarm(swarm::Told),
+    #[command(hide = true, name = "join-swarm")]
+    SwarmWorkers(swarm::Told),
 }
 
 impl Serve {
@@ -135,6 +161,10 @@ impl Serve {
             Self::Workers(watching) => publish::larder::serve_workers(watching),
             Self::BarePublisher(served) => publish::bare::serve_publisher(served),
             Self::BareWatchers(watching) => publish::bare::serve_watchers(watching),
+            Self::Loss(told) => loss::serve(told),
+            Self::LossReader(told) => loss::read(told),
+            Self::Swarm(told) => swarm::serve(told),
+            Self::SwarmWorkers(told) => swarm::join(told),
         }
     }
 }
@@ -169,7 +199,11 @@ fn main() -> anyhow::Result<()> {
         print!("{report}");
     }
     for measure in Measure::ALL {
-        if !args.only.is_empty() && !args.only.contains(&measure) {
+        let is_wanted = match args.only.is_empty() {
+            true => measure.is_usual(),
+            false => args.only.contains(&measure),
+        };
+        if !is_wanted {
             continue;
         }
         let measured = match measure {
@@ -179,6 +213,8 @@ fn main() -> anyhow::Result<()> {
             Measure::Publish => publish::measure(dir.path(), effort)?,
             Measure::Idle => idle::measure(dir.path(), effort)?,
             Measure::Names => names::measure(dir.path(), effort)?,
+            Measure::Loss => loss::measure(dir.path(), effort)?,
+            Measure::Swarm => swarm::measure(dir.path(), effort)?,
         };
         if !args.json {
             print!("{measured}");

@@ -1,9 +1,12 @@
 use std::io::{BufRead, BufReader, Lines, Write};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use larder_link::Node;
 use rustix::time::{ClockId, clock_gettime};
+use tokio::runtime::Builder;
 
 /// CPU time of this process so far, all threads, user and kernel.
 pub(crate) fn cpu() -> Duration {
@@ -26,8 +29,16 @@ pub(crate) struct Server {
 impl Server {
     /// Starts it with these arguments and waits until it is ready.
     pub(crate) fn start(args: &[String]) -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("the path of this program")?;
-        let mut child = Command::new(program)
+        Self::spawn(Command::new(program()?), args)
+    }
+
+    /// The same in a node of a net.
+    pub(crate) fn start_in(node: &Node, args: &[String]) -> anyhow::Result<Self> {
+        Self::spawn(node.command(program()?), args)
+    }
+
+    fn spawn(mut command: Command, args: &[String]) -> anyhow::Result<Self> {
+        let mut child = command
             .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -87,6 +98,21 @@ impl Drop for Server {
         drop(self.questions.take());
         let _ = self.child.wait();
     }
+}
+
+fn program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("the path of this program")
+}
+
+/// The server's side on a runtime of one thread, which is the main one: `begin` starts to serve
+/// within it and returns what is said when it is ready. Ends when nobody asks any more.
+pub(crate) fn serve(begin: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let ready = begin()?;
+        // Questions come in on another thread.
+        tokio::task::spawn_blocking(move || answer(&ready)).await?
+    })
 }
 
 /// The server's side: says that it is ready and answers until nobody asks any more. Blocks.

@@ -57,6 +57,34 @@ pub(crate) struct Measured {
     rows: Vec<Row>,
     ratios: Vec<Ratio>,
     figures: Vec<Figure>,
+    grids: Vec<Grid>,
+    notes: Vec<String>,
+}
+
+/// Rows whose columns belong to one measure alone.
+pub(crate) struct Grid {
+    heads: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Grid {
+    pub(crate) fn new(heads: Vec<String>) -> Self {
+        let rows = Vec::new();
+        Self { heads, rows }
+    }
+
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
+    fn table(&self) -> Table {
+        let heads: Vec<_> = self.heads.iter().map(|head| &**head).collect();
+        let mut table = Table::new(&heads);
+        for row in &self.rows {
+            table.row(row.clone());
+        }
+        table
+    }
 }
 
 /// A number that is no time of a request.
@@ -115,7 +143,19 @@ impl Measured {
             rows: Vec::new(),
             ratios: Vec::new(),
             figures: Vec::new(),
+            grids: Vec::new(),
+            notes: Vec::new(),
         }
+    }
+
+    /// Adds a table of its own kind.
+    pub(crate) fn grid(&mut self, grid: Grid) {
+        self.grids.push(grid);
+    }
+
+    /// Adds something that must be known to read the rest.
+    pub(crate) fn note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
     }
 
     /// Adds a row of the rounds of one contender.
@@ -196,6 +236,10 @@ impl Measured {
             "rows": rows.collect::<Vec<_>>(),
             "ratios": ratios.collect::<Vec<_>>(),
             "figures": figures.collect::<Vec<_>>(),
+            "tables": self.grids.iter().map(|grid| {
+                json!({ "heads": grid.heads, "rows": grid.rows })
+            }).collect::<Vec<_>>(),
+            "notes": self.notes,
         })
     }
 }
@@ -203,6 +247,12 @@ impl Measured {
 impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\n{}\n", self.title)?;
+        if !self.notes.is_empty() {
+            write!(f, "\n{}\n", self.notes.join("\n"))?;
+        }
+        for grid in &self.grids {
+            write!(f, "\n{}", grid.table())?;
+        }
         if !self.rows.is_empty() {
             write!(f, "\n{}", self.row_table())?;
         }

@@ -1,15 +1,16 @@
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context, ensure};
 use larder::answer::{Freshness, Hop, Mode, Query, Target};
 use larder::api::Api;
-use larder::config::{StoreChoice, WorkerConfig};
+use larder::config::{CoordinatorConfig, StoreChoice, WorkerConfig};
+use larder::net::Congestion;
 use larder::proto::wire::{Publish, PublishName};
 use larder::spec::{Spec, Syntax};
 use larder::{Coordinator, Worker};
 
 use super::{Contender, Served};
-use crate::core::{self, Side};
 use crate::corpus;
 use crate::process;
 use crate::site;
@@ -19,8 +20,12 @@ const NAMES_PER_PUBLISH: usize = 1_024;
 
 /// A coordinator that has everything published, until nobody asks any more.
 pub(crate) fn serve(served: &Served) -> anyhow::Result<()> {
-    let _pinned = core::pin(Side::Server)?;
-    let coordinator = Coordinator::start(&site::coordinator(&served.dir)?)?;
+    let _pinned = served.pin()?;
+    let config = CoordinatorConfig {
+        listen: (served.listen, 0).into(),
+        ..site::coordinator(&served.dir)?
+    };
+    let coordinator = Coordinator::start_with(&config, served.congestion())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -58,26 +63,40 @@ pub(crate) async fn publish(api: &dyn Api, specs: Vec<Spec>) -> anyhow::Result<(
 
 /// A worker that keeps what it reads in memory.
 #[derive(Clone)]
-pub(super) struct Client {
+pub(crate) struct Client {
     worker: Worker,
     hop: Hop,
 }
 
 impl Client {
     pub(super) fn start(dir: &Path, addr: &str) -> anyhow::Result<Self> {
+        let addr = addr.parse().context("the coordinator's address")?;
+        let listen = Ipv4Addr::LOCALHOST.into();
+        Self::start_at(dir, addr, listen, Congestion::default())
+    }
+
+    /// The same on an address of this node.
+    pub(crate) fn start_at(
+        dir: &Path,
+        addr: SocketAddr,
+        listen: IpAddr,
+        congestion: Congestion,
+    ) -> anyhow::Result<Self> {
+        let addr = addr.to_string();
         let coordinators = vec![addr.parse().context("the coordinator's address")?];
         let config = WorkerConfig {
             // Every read goes to the coordinator, and nothing else does.
             lease: false,
+            listen: (listen, 0).into(),
             ..site::worker(dir, 0, coordinators, StoreChoice::None)?
         };
         Ok(Self {
-            worker: Worker::start(&config)?,
-            hop: Hop::Coordinator(addr.to_owned()),
+            worker: Worker::start_with(&config, congestion)?,
+            hop: Hop::Coordinator(addr),
         })
     }
 
-    pub(super) async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.worker.stop().await;
     }
 }

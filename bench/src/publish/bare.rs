@@ -1,9 +1,11 @@
 use std::fs::File;
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use larder::net::Congestion;
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 
 use super::Watching;
@@ -28,10 +30,10 @@ pub(crate) fn serve_publisher(served: &Served) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let config = server_config(&served.dir)?;
+    let config = server_config(&served.dir, Congestion::Cubic)?;
     let (endpoint, addr) = {
         let _context = runtime.enter();
-        bind(Some(config))?
+        bind(Some(config), served.listen)?
     };
     let mut file = File::create(served.dir.join("bare-journal"))?;
     let watchers = Watchers::default();
@@ -148,7 +150,13 @@ fn serve_watching_threads(watching: &Watching) -> anyhow::Result<()> {
 async fn watch(
     watching: &Watching,
 ) -> anyhow::Result<(Endpoint, Connection, (SendStream, RecvStream))> {
-    let (endpoint, connection) = connect(&watching.dir, &watching.server).await?;
+    let (endpoint, connection) = connect(
+        &watching.dir,
+        watching.server.parse().context("the publisher's address")?,
+        Ipv4Addr::LOCALHOST.into(),
+        Congestion::Cubic,
+    )
+    .await?;
     let (mut send, mut recv) = connection.open_bi().await?;
     send.write_all(&[7]).await?;
     let mut greeting = [0];
