@@ -1,4 +1,5 @@
-//! A coordinator and three workers as real processes, over links that fail by a script.
+//! A coordinator and three workers as real processes, over links that fail by a script, and thirty
+//! for a long time ([`soak`]).
 //!
 //! Each is in a network namespace of its own (`tests/link`). Clients read at every worker and
 //! publish at the coordinator while a scenario is played; what they saw is judged by the checker
@@ -11,10 +12,12 @@ mod scene;
 #[path = "../it/site.rs"]
 #[allow(dead_code, reason = "what other tests do with it as well")]
 mod site;
+mod soak;
 mod user;
 
 use std::io::Write;
 use std::sync::mpsc::channel;
+use std::sync::{PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -47,6 +50,9 @@ const PACE: Duration = Duration::from_millis(5);
 
 /// What a read may lag that says it may lag.
 const BOUND: Duration = Duration::from_millis(500);
+
+/// Who has it alone has all of the machine.
+static STAGE: RwLock<()> = RwLock::new(());
 
 /// Every address is used once, so each node can have the usual port.
 fn listen(node: &Node) -> String {
@@ -179,6 +185,7 @@ fn perform(name: &str) -> Option<Played> {
     if skips() {
         return None;
     }
+    let _shared = STAGE.read().unwrap_or_else(PoisonError::into_inner);
     let text = shipped::text(name).expect("it comes with the harness");
     let scenario: Scenario = text.parse().expect("a scenario");
     let cluster = Cluster::new(&scenario);

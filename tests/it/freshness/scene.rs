@@ -14,7 +14,7 @@ use larder::proto::code::Code;
 use larder::proto::wire::{Publish, PublishName};
 use larder::sim::history::{self, Event, Failed, History, Outcome, Place, Read};
 use larder::sim::history::{PublishAnswer, PublishId, ReadId, RunId, WorkerId};
-use larder::spec::{Spec, Syntax};
+use larder::spec::{Spec, SpecHash, Syntax};
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -167,7 +167,7 @@ impl Scene {
         }
     }
 
-    /// One read, recorded.
+    /// One read by name, recorded.
     pub(super) async fn read(
         &self,
         index: usize,
@@ -175,9 +175,26 @@ impl Scene {
         freshness: Freshness,
         run: Option<RunId>,
     ) -> Option<Answer> {
+        let target = Target::Name(name.parse().expect("a name"));
+        self.ask(index, target, freshness, run).await
+    }
+
+    /// One read by hash, recorded.
+    pub(super) async fn read_hash(&self, index: usize, hash: SpecHash) -> Option<Answer> {
+        self.ask(index, Target::Hash(hash), Freshness::Strict, None)
+            .await
+    }
+
+    async fn ask(
+        &self,
+        index: usize,
+        target: Target,
+        freshness: Freshness,
+        run: Option<RunId>,
+    ) -> Option<Answer> {
         let seat = &self.seats[index];
         let query = Query {
-            target: Target::Name(name.parse().expect("a name")),
+            target,
             freshness,
             deadline: DEADLINE,
         };
@@ -217,6 +234,7 @@ impl Scene {
     }
 
     pub(super) async fn read_on(&self, stalks: bool, mut rng: StdRng) {
+        let mut seen = None;
         while self.goes_on() {
             let index = self.pick(stalks, &mut rng);
             let name = NAMES.choose(&mut rng).expect("some");
@@ -234,9 +252,15 @@ impl Scene {
                     self.run(index, &mut rng).await;
                     continue;
                 }
+                5 if let Some(hash) = seen => {
+                    self.read_hash(index, hash).await;
+                    continue;
+                }
                 _ => Freshness::Strict,
             };
-            self.read(index, name, freshness, None).await;
+            let answer = self.read(index, name, freshness, None).await;
+            let spec = answer.and_then(|answer| answer.spec);
+            seen = spec.map(|spec| spec.hash()).or(seen);
         }
     }
 
