@@ -5,6 +5,8 @@ mod engine;
 mod local;
 mod service;
 mod session;
+#[cfg(test)]
+mod spread;
 mod whereabouts;
 pub(crate) mod writer;
 
