@@ -202,8 +202,10 @@ impl Worker {
         };
         let engine = Engine::new(&machine, Arc::new(store), endpoint, runtime.handle())?;
         runtime.handle().spawn(keep_links(Arc::downgrade(&engine)));
+        let gives = config.upload_limit != Some(0);
         let members = config.membership.as_ref();
-        let members = members.map(|config| Members::start(&engine, config, runtime.handle()));
+        let members =
+            members.map(|config| Members::start(&engine, config, gives, runtime.handle()));
         Ok(Self(Arc::new(Node {
             engine,
             members,

@@ -248,7 +248,10 @@ impl Node {
             if meet.dial_back {
                 reached = self.dial_back.reaches(node, addr).await;
             }
-            self.whereabouts.note(&peer.uri, addr, reached);
+            match meet.leaf {
+                true => self.whereabouts.forget(node),
+                false => self.whereabouts.note(&peer.uri, addr, reached),
+            }
         }
         Met {
             seen: peer.addr,

@@ -50,6 +50,8 @@ pub(super) struct Members {
     book: Mutex<Book>,
     dial_back: DialBack,
     seeds: Vec<String>,
+    /// Whether it gives bytes to others.
+    gives: bool,
     /// When the timer task wakes next, microseconds.
     armed: AtomicU64,
     rearm: Notify,
@@ -66,7 +68,12 @@ impl std::fmt::Debug for Machine {
 
 impl Members {
     /// Begins to look for others, on the engine's network thread.
-    pub(super) fn start(engine: &Arc<Engine>, config: &Membership, handle: &Handle) -> Arc<Self> {
+    pub(super) fn start(
+        engine: &Arc<Engine>,
+        config: &Membership,
+        gives: bool,
+        handle: &Handle,
+    ) -> Arc<Self> {
         let endpoint = engine.endpoint();
         let coordinators = engine.coordinator_addrs();
         let join = config.join.iter().map(ToString::to_string);
@@ -80,6 +87,7 @@ impl Members {
             book: Mutex::default(),
             dial_back: DialBack::new(endpoint),
             seeds: coordinators.into_iter().chain(join).collect(),
+            gives,
             armed: AtomicU64::new(u64::MAX),
             rearm: Notify::new(),
         });

@@ -14,7 +14,7 @@ pub struct Meet {
     pub addr: Option<SocketAddr>,
     /// Whether the other side shall dial it there, and say in [`Met::reached`] what came of it.
     pub dial_back: bool,
-    /// Nobody can dial it: it is told of what is new over this connection, and never named to
+    /// Nobody can dial it, or it gives nothing: it is told of what is new over this connection, and never named to
     /// others.
     pub leaf: bool,
 }

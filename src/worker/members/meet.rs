@@ -23,10 +23,12 @@ impl Members {
     pub(super) async fn reach(self: Arc<Self>, seed: &str) {
         let Some(link) = self.seed(seed) else { return };
         let own = self.own();
+        let names_others = self.is_coordinators(seed);
         let meet = Meet {
             addr: own.map(|(own, _)| own.addr),
             dial_back: true,
-            leaf: false,
+            // Whoever is pointed at this worker would get nothing.
+            leaf: names_others && !self.gives,
         };
         let (met, node, addr) = match meet_at(&link, meet).await {
             Ok(met) => met,
@@ -63,6 +65,11 @@ impl Members {
         };
         let (met, ..) = meet_at(&link, meet).await.ok()?;
         Some(met.seen)
+    }
+
+    fn is_coordinators(&self, seed: &str) -> bool {
+        let engine = self.engine.upgrade();
+        engine.is_some_and(|engine| engine.coordinator_link_to(seed).is_some())
     }
 
     /// The link to a coordinator is there anyway.
