@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use larder::answer::{Hop, Query, Target};
-use larder::config::{Address, CoordinatorConfig, StoreChoice, WorkerConfig};
+use larder::config::{Address, CoordinatorConfig, Membership, StoreChoice, WorkerConfig};
 use larder::net::Congestion;
 use larder::spec::Spec;
 use larder::{Coordinator, Worker};
@@ -372,6 +372,8 @@ pub(crate) fn join(told: &Told) -> anyhow::Result<()> {
                 let coordinators: Vec<Address> = vec![server.to_string().parse()?];
                 let config = WorkerConfig {
                     listen: (told.listen, 0).into(),
+                    // They find each other by the coordinator.
+                    membership: Some(Membership::default()),
                     ..site::worker(&told.dir, number, coordinators, store)?
                 };
                 let (specs, tally) = (Arc::clone(&specs), Arc::clone(&tally));
