@@ -254,14 +254,21 @@ impl Query {
     }
 }
 
-/// Where something was looked for.
+/// Where something was looked for. As JSON it is `hop`, and `addr` and `via` where it has them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(tag = "hop", content = "addr", rename_all = "lowercase")]
+#[serde(try_from = "HopFields", into = "HopFields")]
 pub enum Hop {
     /// This node's own store.
     Disk,
     /// A coordinator, by its configured address.
     Coordinator(String),
+    /// A coordinator that was reached over another worker.
+    Relayed {
+        /// Where that worker reaches it.
+        addr: String,
+        /// That worker's name, as its certificate says.
+        via: String,
+    },
     /// A peer, by its configured address.
     Peer(String),
 }
@@ -271,8 +278,23 @@ impl Hop {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Disk => "disk",
-            Self::Coordinator(_) => "coordinator",
+            Self::Coordinator(_) | Self::Relayed { .. } => "coordinator",
             Self::Peer(_) => "peer",
+        }
+    }
+
+    /// A hop from its parts; `None` for what is none.
+    pub(crate) fn from_parts(
+        kind: &str,
+        addr: Option<String>,
+        via: Option<String>,
+    ) -> Option<Self> {
+        match (kind, addr, via) {
+            ("disk", None, None) => Some(Self::Disk),
+            ("coordinator", Some(addr), None) => Some(Self::Coordinator(addr)),
+            ("coordinator", Some(addr), Some(via)) => Some(Self::Relayed { addr, via }),
+            ("peer", Some(addr), None) => Some(Self::Peer(addr)),
+            _ => None,
         }
     }
 }
@@ -282,8 +304,44 @@ impl fmt::Display for Hop {
         match self {
             Self::Disk => f.write_str("disk"),
             Self::Coordinator(addr) => write!(f, "coordinator {addr}"),
+            Self::Relayed { addr, via } => write!(f, "coordinator {addr} via {via}"),
             Self::Peer(addr) => write!(f, "peer {addr}"),
         }
+    }
+}
+
+/// A [`Hop`] as JSON.
+#[derive(Serialize, Deserialize)]
+struct HopFields {
+    hop: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    addr: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    via: Option<String>,
+}
+
+impl From<Hop> for HopFields {
+    fn from(hop: Hop) -> Self {
+        let kind = hop.kind().to_owned();
+        let (addr, via) = match hop {
+            Hop::Disk => (None, None),
+            Hop::Coordinator(addr) | Hop::Peer(addr) => (Some(addr), None),
+            Hop::Relayed { addr, via } => (Some(addr), Some(via)),
+        };
+        Self {
+            hop: kind,
+            addr,
+            via,
+        }
+    }
+}
+
+impl TryFrom<HopFields> for Hop {
+    type Error = &'static str;
+
+    fn try_from(fields: HopFields) -> Result<Self, Self::Error> {
+        let HopFields { hop, addr, via } = fields;
+        Self::from_parts(&hop, addr, via).ok_or("no such hop")
     }
 }
 

@@ -50,6 +50,7 @@ impl Client {
             lease: false,
             prefetch: Prefetch::None,
             upload_limit: None,
+            relay: false,
             freshness: Freshness::Strict,
         };
         Ok(Self(Worker::open(&config, loaded)?))

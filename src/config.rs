@@ -195,6 +195,10 @@ pub struct WorkerConfig {
     /// Bytes per second that other workers get of it, all together: a size, `unlimited`, or `off`.
     /// Default unlimited. With a limit others ask elsewhere, in the end the coordinator.
     pub upload_limit: Option<u64>,
+    /// Whether it reaches the coordinator over another worker when it cannot reach it directly, and
+    /// carries the packets of others in the same way: `on` or `off`. Default on; it sees nothing
+    /// of what it carries, at most 2 MiB/s for each of up to 64.
+    pub relay: bool,
     /// What a read gets that says nothing of freshness: `strict`, or `bounded:60s`. Default
     /// strict. Each answer says which mode held.
     pub freshness: Freshness,
@@ -353,6 +357,7 @@ impl WorkerConfig {
             })?,
             prefetch: pick.or(Field::Prefetch, default::PREFETCH, prefetch)?,
             upload_limit: pick.or(Field::UploadLimit, default::UPLOAD_LIMIT, upload_limit)?,
+            relay: pick.or(Field::Relay, default::RELAY, value::switch)?,
             freshness: pick.or(Field::Freshness, default::FRESHNESS, freshness)?,
             local: local(&mut pick)?,
             identity: pick.identity()?,

@@ -10,6 +10,8 @@
 //!
 //! - A [`Carrier`] takes the packets that workers send each other over their connections, beside
 //!   requests, and a [`Channel`] sends them.
+//! - A [`Relay`] carries the packets of other workers to the coordinator, and this worker's own over
+//!   others: a [`RelayPath`] is an [`Endpoint`] whose packets go through a [`Channel`].
 //!
 //! Who a peer is comes from [`trust`](crate::trust); what more is asked of it, from a [`Vouch`]. A connection that no longer passes its check
 //! is closed while it lives. Nothing here takes a decision about freshness, retries a request,
@@ -27,6 +29,7 @@ mod link;
 mod live;
 mod pace;
 mod path;
+mod relay;
 mod runtime;
 mod serve;
 mod session;
@@ -44,6 +47,7 @@ pub use self::exchange::{Exchange, Patience, Timing};
 pub use self::knock::{Knock, knock};
 pub use self::link::{Further, Link, MAX_ADDRS, Wanted};
 pub use self::path::Path;
+pub use self::relay::{Relay, RelayLimits, RelayPath};
 pub use self::runtime::Runtime;
 pub use self::serve::{Gone, Peer, Reply, Service};
 pub use self::session::{SessionKey, Vouch};

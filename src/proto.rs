@@ -66,6 +66,11 @@
 //! streams with one packet each where it does not fit. Their first byte says what they are: 1 and 2
 //! are of the [membership](gossip), 3 is carried between a worker and the coordinator.
 //!
+//! After `Relay` the one who asked sends `3 | flow | packet`, the flow as four bytes, big-endian, and
+//! the other side sends each packet on from a socket of its own, to an address of the coordinator
+//! that it chose; what comes back goes the same way. Inside is a connection of this protocol, whose
+//! packets have at most [`RELAY_MTU`](limit::RELAY_MTU) bytes. Nobody carries who is carried.
+//!
 //! Any answer may be [`Refusal`](code::Refusal) instead, with a [`Code`](code::Code) from one
 //! table. A body follows its header frame as raw bytes, so that nothing copies it through a
 //! codec. Every length is checked against [`limit`] before anything is allocated.

@@ -2,6 +2,7 @@
 //! stands in [`proto::worker`](crate::proto::worker).
 
 mod call;
+mod carrier;
 mod copy;
 mod engine;
 mod forward;
@@ -12,6 +13,7 @@ mod local;
 mod members;
 mod neighbours;
 mod peers;
+mod relayed;
 mod run;
 mod saver;
 mod service;
@@ -73,6 +75,8 @@ pub(crate) struct Node {
     /// What a read gets that says nothing of freshness.
     freshness: Freshness,
     store_dir: Option<PathBuf>,
+    /// Whether it carries packets of others to the coordinator.
+    carries: bool,
     started: Instant,
 }
 
@@ -87,6 +91,10 @@ impl Node {
 
     fn store_dir(&self) -> Option<&Path> {
         self.store_dir.as_deref()
+    }
+
+    fn carries(&self) -> bool {
+        self.carries
     }
 
     fn started(&self) -> Instant {
@@ -199,6 +207,7 @@ impl Worker {
             prefetch: config.prefetch,
             // Who is pointed elsewhere has to be one whom others may know.
             follows: role == Role::Worker,
+            relay: config.relay,
         };
         let engine = Engine::new(&machine, Arc::new(store), endpoint, runtime.handle())?;
         runtime.handle().spawn(keep_links(Arc::downgrade(&engine)));
@@ -217,6 +226,7 @@ impl Worker {
                 StoreChoice::Directory(dir) => Some(dir.clone()),
                 StoreChoice::None => None,
             },
+            carries: config.relay,
             started: Instant::now(),
         })))
     }

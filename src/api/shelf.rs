@@ -105,6 +105,13 @@ impl Shelf {
             failed: vec![
                 hop(Hop::Disk, "not here"),
                 hop(Hop::Peer("w2:7457".into()), "said \"nö\":\n\tno"),
+                hop(
+                    Hop::Relayed {
+                        addr: "10.0.0.1:7457".into(),
+                        via: "edge-3".into(),
+                    },
+                    "silent",
+                ),
             ],
             took: Duration::from_micros(1_234),
         })

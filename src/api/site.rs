@@ -69,6 +69,7 @@ impl Site {
             lease: who.contains("worker"),
             prefetch: crate::proto::worker::Prefetch::None,
             upload_limit: None,
+            relay: true,
             freshness: crate::answer::Freshness::Strict,
         }
     }

@@ -51,6 +51,10 @@ pub(crate) struct Args {
     /// 2MiB [env: LARDER_UPLOAD_LIMIT]
     #[arg(long, value_name = "SIZE")]
     upload_limit: Option<String>,
+    /// Whether to reach the coordinator over other workers, and they over this one: on or off
+    /// [env: LARDER_RELAY]
+    #[arg(long, value_name = "ON|OFF")]
+    relay: Option<String>,
     /// What reads get that say nothing of freshness: strict, or bounded:60s [env: LARDER_FRESHNESS]
     #[arg(long, value_name = "HOW")]
     freshness: Option<String>,
@@ -72,6 +76,7 @@ pub(crate) fn run(args: &Args, global: &GlobalArgs) -> anyhow::Result<()> {
             .set(Field::Lease, args.lease.as_ref())
             .set(Field::Prefetch, args.prefetch.as_ref())
             .set(Field::UploadLimit, args.upload_limit.as_ref())
+            .set(Field::Relay, args.relay.as_ref())
             .set(Field::Freshness, args.freshness.as_ref());
     });
     let config = WorkerConfig::load(&sources)?.config;

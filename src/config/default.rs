@@ -27,6 +27,7 @@ pub(super) const KEEP_LEASE: &str = "on";
 pub(super) const GOSSIP: &str = "on";
 
 pub(super) const PREFETCH: &str = "used";
+pub(super) const RELAY: &str = "on";
 
 pub(super) const UPLOAD_LIMIT: &str = "unlimited";
 

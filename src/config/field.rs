@@ -58,6 +58,8 @@ fields! {
     Prefetch = "prefetch", "--prefetch", [Worker];
     /// How many bytes per second a worker gives to others.
     UploadLimit = "upload_limit", "--upload-limit", [Worker];
+    /// Whether a worker reaches the coordinator over others, and they over it.
+    Relay = "relay", "--relay", [Worker];
     /// How fresh an answer is unless the reader says otherwise.
     Freshness = "freshness", "--freshness", [Worker];
     /// The largest spec.

@@ -500,15 +500,17 @@ fn a_worker_says_whether_it_keeps_a_lease_what_it_fetches_ahead_and_how_fresh() 
     let defaults = WorkerConfig::load(&home.sources).expect("good").config;
     assert!(defaults.lease);
     assert_eq!(defaults.prefetch, Prefetch::Used);
+    assert!(defaults.relay);
     assert_eq!(defaults.freshness, Freshness::Strict);
     home.write(
         "etc/larder.yaml",
-        "lease: 2s\nworker:\n  prefetch: none\n  freshness: bounded:60s\n",
+        "lease: 2s\nworker:\n  prefetch: none\n  relay: off\n  freshness: bounded:60s\n",
     );
     home.sources.surroundings.etc = home.path("etc");
     let config = WorkerConfig::load(&home.sources).expect("good").config;
     assert!(config.lease, "how long is for the coordinator to say");
     assert_eq!(config.prefetch, Prefetch::None);
+    assert!(!config.relay);
     assert_eq!(
         config.freshness,
         Freshness::Bounded(Duration::from_secs(60))
@@ -527,6 +529,7 @@ fn a_worker_says_whether_it_keeps_a_lease_what_it_fetches_ahead_and_how_fresh() 
         (Field::Prefetch, "some"),
         (Field::Lease, "maybe"),
         (Field::UploadLimit, "2 MB/s"),
+        (Field::Relay, "maybe"),
     ] {
         let mut home = Home::new();
         home.flag(field, bad);

@@ -46,7 +46,7 @@ pub struct Channel {
 pub struct Dropped;
 
 impl Channel {
-    fn new(connection: &Connection, uri: Arc<NodeUri>, dialled: bool) -> Self {
+    pub(super) fn new(connection: &Connection, uri: Arc<NodeUri>, dialled: bool) -> Self {
         Self {
             connection: connection.clone(),
             uri,
@@ -129,13 +129,12 @@ impl Drop for Resetting {
 
 /// Hands the packets of a connection to the endpoint's carrier until it closes. Nothing happens
 /// where there is none, or where not both ends are workers.
-pub(super) fn carry(shared: &Arc<Shared>, connection: &Connection, uri: &NodeUri, dialled: bool) {
-    if uri.role() != Role::Worker {
+pub(super) fn carry(shared: &Arc<Shared>, channel: &Channel) {
+    if channel.uri.role() != Role::Worker {
         return;
     }
     if let Some(carrier) = shared.carrier.get().cloned() {
-        let channel = Channel::new(connection, Arc::new(uri.clone()), dialled);
-        shared.handle.spawn(packets(carrier, channel));
+        shared.handle.spawn(packets(carrier, channel.clone()));
     }
 }
 

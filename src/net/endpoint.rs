@@ -3,6 +3,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{AsyncUdpSocket, TransportConfig};
 use rustls::pki_types::UnixTime;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
@@ -85,7 +86,10 @@ pub(super) struct Shared {
     pub(super) options: EndpointOptions,
     pub(super) addr: SocketAddr,
     pub(super) client: quinn::ClientConfig,
-    pub(super) live: LiveConnections,
+    /// Shared with the endpoints that go [over](Endpoint::over) others.
+    pub(super) live: Arc<LiveConnections>,
+    /// Where every packet goes, whatever address is dialled.
+    pub(super) only: Option<SocketAddr>,
     /// Takes packets, if any are wanted.
     pub(super) carrier: OnceLock<Arc<dyn Carrier>>,
     /// Room for connections that come in.
@@ -122,11 +126,15 @@ impl Endpoint {
         let shared = Arc::new(Shared {
             quinn,
             handle: handle.clone(),
-            client: client_config(&identity, congestion),
+            client: client_config(
+                &identity,
+                transport::dialler(identity.uri().role(), congestion),
+            ),
             identity,
             options,
             addr,
-            live: LiveConnections::default(),
+            live: Arc::default(),
+            only: None,
             carrier: OnceLock::new(),
             connections: Arc::new(Semaphore::new(limits.max_connections)),
             requests: Arc::new(Semaphore::new(limits.max_requests)),
@@ -135,6 +143,46 @@ impl Endpoint {
         });
         handle.spawn(check_peers(Arc::downgrade(&shared)));
         Ok(Self(shared))
+    }
+
+    /// The same node over a socket of another kind, which leads to one address alone. It dials
+    /// only, and its peers are checked whenever this endpoint's are.
+    pub(super) fn over(
+        &self,
+        socket: Arc<dyn AsyncUdpSocket>,
+        to: SocketAddr,
+    ) -> std::io::Result<Self> {
+        let outer = &self.0;
+        let addr = socket.local_addr()?;
+        let config = transport::relayed_endpoint(&outer.options.reset_key);
+        let context = outer.handle.enter();
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let quinn = quinn::Endpoint::new_with_abstract_socket(config, None, socket, runtime)?;
+        drop(context);
+        let transport = transport::relayed(outer.identity.uri().role(), outer.options.congestion);
+        Ok(Self(Arc::new(Shared {
+            quinn,
+            handle: outer.handle.clone(),
+            client: client_config(&outer.identity, transport),
+            identity: outer.identity.clone(),
+            options: outer.options.clone(),
+            addr,
+            live: Arc::clone(&outer.live),
+            only: Some(to),
+            carrier: OnceLock::new(),
+            connections: Arc::new(Semaphore::new(0)),
+            requests: Arc::new(Semaphore::new(0)),
+            request_kib: Arc::new(Semaphore::new(0)),
+            draining: watch::Sender::new(false),
+        })))
+    }
+
+    /// Closes every connection and takes no new one.
+    pub(super) fn close(&self) {
+        let code = CloseCode::Done;
+        self.0
+            .quinn
+            .close(code.number().into(), code.as_str().as_bytes());
     }
 
     /// The address that it is bound to, with its port.
@@ -205,12 +253,11 @@ impl Shared {
     }
 }
 
-fn client_config(identity: &Identity, congestion: Congestion) -> quinn::ClientConfig {
+fn client_config(identity: &Identity, transport: Arc<TransportConfig>) -> quinn::ClientConfig {
     let tls = trust::client_config(identity);
     let crypto = QuicClientConfig::try_from(tls).expect("ring has QUIC's initial suite");
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    let role = identity.uri().role();
-    config.transport_config(transport::dialler(role, congestion));
+    config.transport_config(transport);
     config
 }
 

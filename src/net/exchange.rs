@@ -6,6 +6,7 @@ use bytes::Bytes;
 use quinn::RecvStream;
 use tokio::time::Instant;
 
+use super::channel::Channel;
 use super::frame::{ReadFail, peek_end, read_bytes, read_frame};
 use super::link::Up;
 use super::pace::{Mark, Share};
@@ -190,6 +191,11 @@ impl Exchange {
     /// What the one who answers said when this connection began.
     pub fn welcome(&self) -> &Welcome {
         &self.up.welcome
+    }
+
+    /// For packets to the one who answers, over the same connection.
+    pub fn channel(&self) -> &Channel {
+        &self.up.channel
     }
 
     /// Who answers.

@@ -12,7 +12,7 @@ use quinn::{Connection, SendStream, WriteError};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::channel::carry;
+use super::channel::{Channel, carry};
 use super::endpoint::{Endpoint, Shared};
 use super::error::{DialFailure, LinkError};
 use super::exchange::{Exchange, Patience, Sent};
@@ -108,6 +108,8 @@ struct Failed {
 pub(super) struct Up {
     pub(super) connection: Connection,
     pub(super) uri: NodeUri,
+    /// For packets beside requests.
+    pub(super) channel: Channel,
     pub(super) welcome: Welcome,
     /// What this node was when it dialled.
     own: Arc<Credentials>,
@@ -159,6 +161,11 @@ impl Link {
     /// What the peer said in its welcome, while that connection is up.
     pub fn welcome(&self) -> Option<Welcome> {
         self.0.up().map(|up| up.welcome.clone())
+    }
+
+    /// Where the connection that is up leads.
+    pub fn remote_addr(&self) -> Option<SocketAddr> {
+        self.0.up().map(|up| up.connection.remote_address())
     }
 
     /// The round trip time of the connection that is up.
@@ -406,12 +413,7 @@ impl Inner {
 
     /// Tries the addresses of the name in turn, each with its share of the time that is left.
     async fn dial_any(&self, deadline: Instant) -> Result<Arc<Up>, LinkError> {
-        let addrs = tokio::net::lookup_host(&self.addr)
-            .await
-            .map_err(|error| self.unreachable(DialFailure::Dns(Arc::new(error))))?;
-        let v4_only = self.endpoint.addr.is_ipv4();
-        let addrs = addrs.filter(|addr| addr.is_ipv4() || !v4_only);
-        let addrs: Vec<SocketAddr> = addrs.take(MAX_ADDRS).collect();
+        let addrs = self.addrs().await?;
         let mut last = self.unreachable(DialFailure::NoAddress);
         for (tried, &addr) in addrs.iter().enumerate() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -423,6 +425,19 @@ impl Inner {
             };
         }
         Err(last)
+    }
+
+    /// The addresses of the name that the endpoint's socket reaches.
+    async fn addrs(&self) -> Result<Vec<SocketAddr>, LinkError> {
+        if let Some(only) = self.endpoint.only {
+            return Ok(vec![only]);
+        }
+        let addrs = tokio::net::lookup_host(&self.addr)
+            .await
+            .map_err(|error| self.unreachable(DialFailure::Dns(Arc::new(error))))?;
+        let v4_only = self.endpoint.addr.is_ipv4();
+        let addrs = addrs.filter(|addr| addr.is_ipv4() || !v4_only);
+        Ok(addrs.take(MAX_ADDRS).collect())
     }
 
     async fn dial_one(&self, addr: SocketAddr) -> Result<Up, LinkError> {
@@ -479,10 +494,12 @@ impl Inner {
         match decode_answer(tag, &header)? {
             Ok(Response::Welcome(welcome)) => {
                 self.vouch(connection, &welcome)?;
-                carry(&self.endpoint, connection, &uri, true);
+                let channel = Channel::new(connection, Arc::new(uri.clone()), true);
+                carry(&self.endpoint, &channel);
                 Ok(Up {
                     connection: connection.clone(),
                     uri,
+                    channel,
                     welcome,
                     own,
                     sharers,

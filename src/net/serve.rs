@@ -9,7 +9,7 @@ use quinn::{Connection, Incoming, RecvStream, SendStream, WriteError};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout};
 
-use super::channel::carry;
+use super::channel::{Channel, carry};
 use super::endpoint::Shared;
 use super::frame::{Follows, ReadFail, peek_end, read_bytes, read_frame, read_prefix};
 use super::live::close;
@@ -277,7 +277,7 @@ async fn serve_connection<S: Service>(
             return;
         }
     }
-    carry(shared, connection, uri, false);
+    carry(shared, &Channel::new(connection, uri.clone(), false));
     let sharers = Sharers::new();
     let floor = shared.options.limits.floor;
     while let Ok(stream) = connection.accept_bi().await {

@@ -5,6 +5,7 @@ mod answers;
 mod channel;
 mod life;
 mod refusals;
+mod relay;
 mod requests;
 mod slow_path;
 

@@ -9,7 +9,7 @@ use quinn_proto::crypto::HmacKey;
 
 use super::congestion::Congestion;
 use crate::identity::Role;
-use crate::proto::limit::{MAX_SHORT_STREAMS, MAX_STREAMS};
+use crate::proto::limit::{MAX_SHORT_STREAMS, MAX_STREAMS, RELAY_MTU};
 
 /// A link that is cut for less than this goes on as if nothing had happened.
 const IDLE_TIMEOUT_MS: u32 = 60_000;
@@ -34,6 +34,9 @@ const ASKER_WINDOW: u32 = 8 << 20;
 /// The same to the side that answers: requests are small, and there may be 12,000 connections.
 const ANSWERER_WINDOW: u32 = 2 << 20;
 
+/// The same over another worker: what its share of that worker's path carries in a moment.
+const RELAYED_WINDOW: u32 = 1 << 20;
+
 /// Datagrams that wait on one connection, in bytes, each way; the oldest give way.
 const DATAGRAM_BUFFER: usize = 64 << 10;
 
@@ -55,6 +58,21 @@ pub(super) fn dialler(role: Role, congestion: Congestion) -> Arc<TransportConfig
         .receive_window(ASKER_WINDOW.into())
         .send_window(ANSWERER_WINDOW.into())
         .keep_alive_interval(Some(KEEP_ALIVE));
+    Arc::new(config)
+}
+
+/// For a connection that goes over another worker: the packets of the one inside must fit into
+/// the one outside, whatever path that takes.
+pub(super) fn relayed(role: Role, congestion: Congestion) -> Arc<TransportConfig> {
+    let mut config = base(role, congestion);
+    config
+        .max_concurrent_bidi_streams(0_u8.into())
+        .receive_window(RELAYED_WINDOW.into())
+        .send_window(ANSWERER_WINDOW.into())
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .initial_mtu(RELAY_MTU)
+        .min_mtu(RELAY_MTU)
+        .mtu_discovery_config(None);
     Arc::new(config)
 }
 
@@ -92,6 +110,16 @@ pub(super) fn endpoint(reset_key: &[u8; 32]) -> quinn::EndpointConfig {
     let cid = u64::from_be_bytes(*cid);
     let mut config = quinn::EndpointConfig::new(Arc::new(hmac));
     config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(cid)));
+    config
+}
+
+/// The same for an endpoint whose packets go over another worker: the other side is told to send
+/// no longer ones.
+pub(super) fn relayed_endpoint(reset_key: &[u8; 32]) -> quinn::EndpointConfig {
+    let mut config = endpoint(reset_key);
+    config
+        .max_udp_payload_size(RELAY_MTU)
+        .expect("QUIC takes packets of 1,200 bytes");
     config
 }
 

@@ -310,6 +310,51 @@ pub const MAX_SHORT_STREAMS: u32 = 64;
 /// and one that is not through after this is dropped too: whoever waits has sent it again.
 pub const SHORT_STREAM_TIMEOUT: Duration = Duration::from_millis(250);
 
+/// Paths that a worker carries to the coordinator at once, for all others together: each is a
+/// socket and a few packets. A further asker is told [`Busy`](super::code::Code::Busy) and asks
+/// another worker.
+pub const MAX_RELAY_FLOWS: usize = 64;
+
+/// Paths that it carries at once for one worker: the one in use, and one that is being left.
+pub const MAX_RELAY_FLOWS_PER_NODE: usize = 2;
+
+/// A path over which the asker sends nothing for this long is closed; QUIC's keep-alive is more
+/// frequent.
+pub const RELAY_IDLE: Duration = Duration::from_secs(60);
+
+/// Bytes per second that one path carries, both ways together: catalogs and bodies of a few
+/// engines. Packets beyond it are dropped, and QUIC slows down.
+pub const RELAY_BYTES_PER_SEC: u32 = 2 << 20;
+
+/// Bytes that one path may carry at once.
+pub const RELAY_BURST: u32 = 512 << 10;
+
+/// Longest packet of a connection that goes over another worker: what every path carries, so that
+/// nothing needs to be found out about it.
+pub const RELAY_MTU: u16 = 1_200;
+
+/// Packets that have come over another worker and wait to be read. Further ones are dropped, and
+/// QUIC sends them again.
+pub const MAX_RELAY_QUEUE: usize = 512;
+
+/// Workers that are asked in turn to carry packets before a pause: most have a path of their own, or
+/// none has.
+pub const MAX_RELAYS_PER_ROUND: usize = 3;
+
+/// After a round in which nobody could carry, none begins for this long.
+pub const RELAY_PAUSE: Duration = Duration::from_secs(2);
+
+/// How long a worker may take until the coordinator is reached over it; then the next is asked.
+pub const RELAY_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// A worker without a lease renews nothing, and so does not find out that the coordinator can be
+/// reached directly again: it gives a path over another worker up after this.
+pub const RELAY_TERM: Duration = Duration::from_secs(30);
+
+/// A renewal without an answer for three usual round trips, and for this long at least, makes the
+/// path doubtful: a way over another worker is opened beside it.
+pub const MIN_DOUBT: Duration = Duration::from_millis(500);
+
 /// Addresses to join by. Further ones are refused with the configuration.
 pub const MAX_SEEDS: usize = 256;
 

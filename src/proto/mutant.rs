@@ -142,6 +142,8 @@ mod switch {
         X31,
         /// An old head from a peer counts as a rollback.
         X32,
+        /// A worker carries packets of others while it is carried itself.
+        X33,
     }
 
     /// Found in a binary that can be made faulty, and in no other.

@@ -269,6 +269,7 @@ impl Site {
                     renew: request,
                 });
             }
+            Output::OpenRelay { .. } => panic!("nobody is there to carry"),
             Output::PrepAck { ack, .. } => {
                 if !cut && !node.mute {
                     self.ask(coordinator::Input::PrepAck { owner, ack });

@@ -24,6 +24,7 @@ mod held;
 mod hold;
 mod lease;
 mod names;
+mod relay;
 mod sight;
 mod sources;
 mod update;
@@ -42,6 +43,7 @@ use self::hold::Guest;
 pub use self::hold::not_here;
 use self::lease::{RenewCall, Session};
 use self::names::{Flight, FlightKey};
+use self::relay::Relay;
 pub use self::sight::{Look, MarkSet, Sight, SightCell, look};
 use self::sources::Sources;
 pub use self::sources::{Neighbour, Source, SourceInfo, weight};
@@ -88,6 +90,8 @@ pub struct Config {
     pub prefetch: Prefetch,
     /// Whether the coordinator may name other workers instead of giving bytes.
     pub follows: bool,
+    /// Whether the coordinator is reached over a peer when it cannot be reached directly.
+    pub relay: bool,
 }
 
 /// Which bodies a worker fetches before anyone asks for them.
@@ -241,6 +245,14 @@ pub enum Event {
     Delta(Delta),
     /// The catalog that was asked for.
     Catalog(CatalogDiff),
+    /// The coordinator has said hello over a peer. The call goes on for as long as the peer
+    /// carries packets; whatever comes next ends it.
+    RelayUp {
+        /// Where the peer reaches the coordinator.
+        addr: String,
+        /// The peer's name, as its certificate says.
+        via: String,
+    },
     /// The other side said no.
     Refused(Refusal),
     /// The call failed; nothing more comes.
@@ -365,6 +377,14 @@ pub enum Output {
         /// The request.
         request: GetCatalog,
     },
+    /// Open a way to the coordinator over a peer, and keep it until the call is cancelled. The index
+    /// after the last of [`Config::coordinators`] stands for it wherever a coordinator is named.
+    OpenRelay {
+        /// Under which events come.
+        call: CallId,
+        /// Whom to ask.
+        peer: NodeId,
+    },
     /// Stop a call; no event is wanted any more.
     Cancel(CallId),
     /// Answer a read.
@@ -410,6 +430,7 @@ pub struct Worker {
     sources: Sources,
     /// The coordinator may name others instead of giving bytes.
     follows: bool,
+    relay: Relay,
     session: Session,
     sight: Sight,
     /// The sight has changed since readers were last shown one.
@@ -484,6 +505,7 @@ enum Call {
     Watch,
     Renew(RenewCall),
     Update(UpdateCall),
+    Relay,
     Fetch {
         hash: SpecHash,
         source: Source,
@@ -500,6 +522,8 @@ enum Timer {
     RenewLate(CallId),
     Update,
     UpdateLate(CallId),
+    RelayLate(CallId),
+    RelayOver(CallId),
     Park(Ticket),
     Hold(Ticket),
 }
@@ -558,6 +582,7 @@ impl Worker {
         Self {
             sources: Sources::new(config),
             follows: config.follows,
+            relay: Relay::new(config.relay),
             session: Session::new(config.sid, config.lease, config.prefetch, verifier, base),
             sight,
             dirty: true,
@@ -753,7 +778,7 @@ impl Worker {
             Source::Coordinator(_) => None,
         });
         let hinted = self.fetches.values().flat_map(Fetch::hinted);
-        asked.chain(hinted).collect()
+        asked.chain(hinted).chain(self.relay.peer()).collect()
     }
 
     fn note_use(&mut self, name: &SpecName) {
@@ -786,7 +811,7 @@ impl Worker {
     /// A change of this name is about to show: for a moment that is quicker than to ask.
     fn park(&mut self, name: SpecName, waiter: Waiter, now: Time) {
         let ticket = waiter.ticket;
-        let at = now + self.release_wait();
+        let at = now + self.release_wait(now);
         self.timers.insert((at, Timer::Park(ticket)));
         if let Some(read) = self.reads.get_mut(&ticket) {
             read.place = Place::Parked;
@@ -858,6 +883,7 @@ impl Worker {
             Some(Call::Watch) => self.watch_event(call, event, now),
             Some(Call::Renew(_)) => self.renew_event(call, event, now),
             Some(Call::Update(_)) => self.update_event(call, event, now),
+            Some(Call::Relay) => self.relay_event(call, event, now),
             // A call that was cancelled meanwhile.
             None => {}
         }
@@ -878,6 +904,8 @@ impl Worker {
                 Timer::RenewLate(call) => self.renew_late(call, now),
                 Timer::Update => self.update_due(now),
                 Timer::UpdateLate(call) => self.update_late(call, now),
+                Timer::RelayLate(call) => self.relay_late(call, now),
+                Timer::RelayOver(call) => self.relay_over(call),
                 Timer::Park(ticket) => self.parked_long(ticket, now),
                 Timer::Hold(ticket) => self.held_long(ticket),
             }

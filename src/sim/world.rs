@@ -107,6 +107,12 @@ enum Step {
         peer: usize,
         ask: Ask,
     },
+    /// What came of dialling the coordinator over a peer.
+    Dialled {
+        from: Caller,
+        peer: usize,
+        incarnation: u64,
+    },
     /// Something comes over a stream.
     Push(u64),
     /// The coordinator finds out that a stream is gone.
@@ -252,6 +258,11 @@ impl World {
             } => self.events_arrive(to, events, sent, own),
             Step::Ghost { worker, event } => self.ghost_arrives(worker, event),
             Step::Peer { from, peer, ask } => self.peer_asked(from, peer, &ask),
+            Step::Dialled {
+                from,
+                peer,
+                incarnation,
+            } => self.relay_dialled(from, peer, incarnation),
             Step::Push(stream) => self.push_arrives(stream),
             Step::Unwatch(stream) => self.stream_gone(stream),
             Step::NodeWakes(worker) => self.node_wakes(worker),

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::head::{PinnedKeys, check_answer, proven};
-use crate::answer::GetError;
+use crate::answer::{GetError, Hop};
 use crate::catalog::MAX_NAMES;
 use crate::net::{Endpoint, Exchange, Further, Link, LinkError, Patience, Wanted};
 use crate::proto::limit::{FIRST_BYTE_MIN, HOLDERS_NAMED, MAX_HOLD, MAX_NAMES_PER_RESOLVE};
@@ -19,6 +19,8 @@ use crate::spec::{MAX_SPEC_LEN, SpecHash};
 #[derive(Debug)]
 pub(super) struct CoordinatorLink {
     link: Link,
+    /// Over which worker it goes, if it does.
+    via: Option<String>,
     /// Whether the last answer was thrown away because it was not of what had been proven.
     unbelieved: AtomicBool,
     /// The stream of the watch that is open, for what goes back on it.
@@ -27,9 +29,19 @@ pub(super) struct CoordinatorLink {
 
 impl CoordinatorLink {
     pub(super) fn new(endpoint: &Endpoint, addr: &str) -> Self {
+        Self::with(endpoint, addr, None)
+    }
+
+    /// The same over another worker; `endpoint` is one that goes over it.
+    pub(super) fn relayed(endpoint: &Endpoint, addr: &str, via: &str) -> Self {
+        Self::with(endpoint, addr, Some(via.to_owned()))
+    }
+
+    fn with(endpoint: &Endpoint, addr: &str, via: Option<String>) -> Self {
         let keys = Arc::new(PinnedKeys(endpoint.identity().clone()));
         Self {
             link: Link::vouched(endpoint, addr, Wanted::Coordinator, keys),
+            via,
             unbelieved: AtomicBool::new(false),
             watch: Mutex::default(),
         }
@@ -37,6 +49,22 @@ impl CoordinatorLink {
 
     pub(super) fn link(&self) -> &Link {
         &self.link
+    }
+
+    pub(super) const fn is_relayed(&self) -> bool {
+        self.via.is_some()
+    }
+
+    /// What an answer over it says of where it came from.
+    pub(super) fn hop(&self) -> Hop {
+        let addr = self.link.addr().to_owned();
+        match &self.via {
+            Some(via) => Hop::Relayed {
+                addr,
+                via: via.clone(),
+            },
+            None => Hop::Coordinator(addr),
+        }
     }
 
     /// Asks something whose answer is one frame without a body, and gives with it what it came on.
@@ -379,7 +407,7 @@ impl From<LinkError> for Trouble {
     }
 }
 
-fn failed(trouble: Trouble) -> Event {
+pub(super) fn failed(trouble: Trouble) -> Event {
     let reason = trouble.reason();
     let unreachable = match trouble {
         Trouble::Link(LinkError::Refused(refusal)) => return Event::Refused(refusal),

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use super::call::{CoordinatorLink, Wish, fetch, peers_catalog, peers_delta};
 use super::keeper::{Keeper, Left};
 use super::leased;
 use super::peers::PeerLinks;
+use super::relayed::Relayed;
 use super::saver::{self, Saver};
 use super::traffic::Traffic;
 use crate::answer::{Answer, GetError, Hop, HopFailure, Mode, Proof, Query, Target};
@@ -60,7 +62,9 @@ pub(super) struct Engine {
     store: Arc<WorkerStore>,
     saver: Saver,
     endpoint: Endpoint,
-    coordinators: Vec<CoordinatorLink>,
+    coordinators: Vec<Arc<CoordinatorLink>>,
+    /// The way to the coordinator over another worker, and what is carried for others.
+    relayed: Relayed,
     peers: Mutex<PeerLinks>,
     /// Wakes who waits for another sight.
     anew: Notify,
@@ -119,8 +123,9 @@ impl Engine {
             boot,
             saver: Saver::start(Arc::clone(&store), keeper).map_err(RunError::Thread)?,
             coordinators: coordinators
-                .map(|addr| CoordinatorLink::new(&endpoint, addr))
+                .map(|addr| Arc::new(CoordinatorLink::new(&endpoint, addr)))
                 .collect(),
+            relayed: Relayed::new(&endpoint),
             peers: Mutex::new(peers),
             anew: Notify::new(),
             traffic: Traffic::default(),
@@ -386,19 +391,26 @@ impl Engine {
                 sid,
             } => self.spawn(call, move |engine| async move {
                 let sink = |event| engine.drive(Input::Event { call, event });
-                engine.coordinators[coordinator].watch(sid, sink).await;
+                match engine.coordinator(coordinator) {
+                    Some(link) => link.watch(sid, sink).await,
+                    None => sink(no_way()),
+                }
             }),
             Output::Renew {
                 call,
                 coordinator,
                 request,
             } => self.spawn(call, move |engine| async move {
-                let event = engine.coordinators[coordinator].renew(request).await;
+                let event = match engine.coordinator(coordinator) {
+                    Some(link) => link.renew(request).await,
+                    None => no_way(),
+                };
                 engine.drive(Input::Event { call, event });
             }),
             Output::PrepAck { coordinator, ack } => {
                 // Otherwise on a stream of its own: the publisher waits for it.
-                if !self.coordinators[coordinator].acknowledge(&ack) {
+                let link = self.coordinator(coordinator);
+                if !link.is_some_and(|link| link.acknowledge(&ack)) {
                     self.tell(coordinator, Request::PrepAck(ack));
                 }
             }
@@ -412,7 +424,10 @@ impl Engine {
                 request,
             } => self.spawn(call, move |engine| async move {
                 let event = match source {
-                    Source::Coordinator(index) => engine.coordinators[index].delta(request).await,
+                    Source::Coordinator(index) => match engine.coordinator(index) {
+                        Some(link) => link.delta(request).await,
+                        None => no_way(),
+                    },
                     Source::Peer(id) => match engine.peer_link(id) {
                         Some(link) => peers_delta(&link, request).await,
                         None => no_member(),
@@ -426,7 +441,10 @@ impl Engine {
                 request,
             } => self.spawn(call, move |engine| async move {
                 let event = match source {
-                    Source::Coordinator(index) => engine.coordinators[index].catalog(request).await,
+                    Source::Coordinator(index) => match engine.coordinator(index) {
+                        Some(link) => link.catalog(request).await,
+                        None => no_way(),
+                    },
                     Source::Peer(id) => match engine.peer_link(id) {
                         Some(link) => peers_catalog(&link, request).await,
                         None => no_member(),
@@ -449,9 +467,18 @@ impl Engine {
                 coordinator,
                 request,
             } => self.spawn(call, move |engine| async move {
-                let link = &engine.coordinators[coordinator];
                 let sink = |event| engine.drive(Input::Event { call, event });
-                link.resolve(request, sink).await;
+                match engine.coordinator(coordinator) {
+                    Some(link) => link.resolve(request, sink).await,
+                    None => sink(no_way()),
+                }
+            }),
+            Output::OpenRelay { call, peer } => self.spawn(call, move |engine| async move {
+                let sink = |event| engine.drive(Input::Event { call, event });
+                match engine.peer_link(peer) {
+                    Some(link) => engine.relayed.keep(&link, sink).await,
+                    None => sink(no_member()),
+                }
             }),
             Output::Fetch {
                 call,
@@ -463,7 +490,8 @@ impl Engine {
             } => self.spawn(call, move |engine| async move {
                 let link = match (source, addr) {
                     (Source::Coordinator(index), _) => {
-                        Some(engine.coordinators[index].link().clone())
+                        let link = engine.coordinator(index);
+                        link.map(|link| link.link().clone())
                     }
                     (Source::Peer(id), Some(addr)) => engine.passing_link(id, &addr),
                     (Source::Peer(id), None) => engine.peer_link(id),
@@ -598,7 +626,9 @@ impl Engine {
     fn tell(self: &Arc<Self>, coordinator: usize, request: Request) -> JoinHandle<()> {
         let engine = Arc::clone(self);
         self.handle.spawn(async move {
-            engine.coordinators[coordinator].tell(request).await;
+            if let Some(link) = engine.coordinator(coordinator) {
+                link.tell(request).await;
+            }
         })
     }
 
@@ -644,7 +674,7 @@ impl Engine {
 
     /// The link to this address, if it is one of the coordinator's.
     pub(super) fn coordinator_link_to(&self, addr: &str) -> Option<Link> {
-        let mut links = self.coordinators.iter().map(CoordinatorLink::link);
+        let mut links = self.coordinators.iter().map(|link| link.link());
         links.find(|link| link.addr() == addr).cloned()
     }
 
@@ -656,18 +686,41 @@ impl Engine {
         &self.endpoint
     }
 
-    /// The coordinator's addresses, the one that answered last first.
-    pub(super) fn coordinator_links(&self) -> Vec<&CoordinatorLink> {
+    /// The coordinator's addresses, the one that answered last first; before them the way over
+    /// another worker, if there is one.
+    pub(super) fn coordinator_links(&self) -> Vec<Arc<CoordinatorLink>> {
         let sources = self.machine().sources(clock::now());
         let mut links: Vec<_> = self.coordinators.iter().zip(sources).collect();
         links.sort_by_key(|(_, source)| !source.preferred);
-        links.into_iter().map(|(link, _)| link).collect()
+        let direct = links.into_iter().map(|(link, _)| Arc::clone(link));
+        self.relayed.link().into_iter().chain(direct).collect()
+    }
+
+    /// The link to one of the addresses, or the one over another worker if that is up.
+    fn coordinator(&self, index: usize) -> Option<Arc<CoordinatorLink>> {
+        match self.coordinators.get(index) {
+            Some(link) => Some(Arc::clone(link)),
+            None => self.relayed.link(),
+        }
+    }
+
+    /// Where packets of other workers go: an address of the coordinator that answers this worker
+    /// directly. `None` if none does.
+    pub(super) fn direct_addr(&self) -> Option<SocketAddr> {
+        let direct = self.machine().direct(clock::now())?;
+        self.coordinators.get(direct)?.link().remote_addr()
+    }
+
+    /// The way over another worker, and what is carried for others.
+    pub(super) fn relayed(&self) -> &Relayed {
+        &self.relayed
     }
 
     /// Whether these hops failed for certificates or trust alone.
     pub(super) fn only_untrusted(&self, hops: &[HopFailure]) -> bool {
         let untrusted = |failure: &HopFailure| match &failure.hop {
-            Hop::Disk => false,
+            // What others say of their way says nothing of this node's certificates.
+            Hop::Disk | Hop::Relayed { .. } => false,
             Hop::Coordinator(addr) => {
                 let mut links = self.coordinators.iter();
                 links.any(|link| link.link().addr() == addr && link.is_untrusted())
@@ -816,6 +869,13 @@ fn held(query: &Query, spec: Spec, began: Time) -> Result<Answer, GetError> {
     result
 }
 
+/// What comes of a call over another worker that carries nothing any more.
+fn no_way() -> Event {
+    Event::Lost {
+        reason: "the way over another worker is gone".into(),
+    }
+}
+
 /// What comes of a call to a peer that has gone meanwhile.
 fn no_member() -> Event {
     Event::Failed {
@@ -863,7 +923,7 @@ fn count(hop: &Hop, took: Duration) {
             metrics::counter!("larder_reads_total", "hop" => "disk", "result" => "ok"),
             metrics::histogram!("larder_read_seconds", "hop" => "disk"),
         ),
-        Hop::Coordinator(_) | Hop::Peer(_) => (
+        Hop::Coordinator(_) | Hop::Relayed { .. } | Hop::Peer(_) => (
             metrics::counter!("larder_reads_total", "hop" => hop.kind(), "result" => "ok"),
             metrics::histogram!("larder_read_seconds", "hop" => hop.kind()),
         ),

@@ -1,6 +1,6 @@
 //! Requests that only the coordinator can answer, passed on to it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::call::{CoordinatorLink, Trouble};
 use super::engine::Engine;
 use super::head::{check_answer, proven};
-use crate::answer::{Failure, GetError, Hop, HopFailure};
+use crate::answer::{Failure, GetError, HopFailure};
 use crate::catalog::{CatalogId, Epoch, Revision};
 use crate::net::{Link, LinkError, Patience};
 use crate::proto::code::Code;
@@ -38,9 +38,13 @@ impl Preferred {
     }
 
     /// `links` with the preferred one first.
-    fn first<'a>(&self, mut links: Vec<&'a CoordinatorLink>) -> Vec<&'a CoordinatorLink> {
+    fn first(&self, mut links: Vec<Arc<CoordinatorLink>>) -> Vec<Arc<CoordinatorLink>> {
         let preferred = self.lock();
-        links.sort_by_key(|link| preferred.as_deref() != Some(link.link().addr()));
+        // There is a way over another worker only while the direct ones are silent.
+        links.sort_by_key(|link| {
+            let is_preferred = preferred.as_deref() == Some(link.link().addr());
+            !(is_preferred || link.is_relayed())
+        });
         links
     }
 
@@ -67,7 +71,7 @@ pub(super) async fn to_coordinator(
     // Before anything is sent: what is seen meanwhile is no measure for these answers.
     let mark = engine.machine().mark();
     for link in preferred.first(engine.coordinator_links()) {
-        let mut answer = ask(link, request, body.clone(), mark).await;
+        let mut answer = ask(&link, request, body.clone(), mark).await;
         if let Err(Unanswered {
             trouble: Trouble::Link(error),
             sent,
@@ -76,7 +80,7 @@ pub(super) async fn to_coordinator(
             && (repeatable || !sent)
         {
             // A new connection may do.
-            answer = ask(link, request, body.clone(), mark).await;
+            answer = ask(&link, request, body.clone(), mark).await;
         }
         let Unanswered { trouble, sent } = match answer {
             Ok(response) => {
@@ -88,7 +92,7 @@ pub(super) async fn to_coordinator(
         let nothing_happened = match &trouble {
             Trouble::Untrue(error) => {
                 preferred.failed(link.link());
-                return Err(tried.untrue(link, error.clone()));
+                return Err(tried.untrue(&link, error.clone()));
             }
             Trouble::Link(LinkError::Refused(refusal)) => match refusal.code {
                 Code::NoCatalog | Code::Draining => true,
@@ -100,7 +104,7 @@ pub(super) async fn to_coordinator(
             _ => !sent,
         };
         preferred.failed(link.link());
-        tried.add(link, &trouble);
+        tried.add(&link, &trouble);
         if !repeatable && !nothing_happened {
             return Err(tried.failure("whether it happened is not known"));
         }
@@ -246,7 +250,7 @@ struct Tried {
 
 impl Tried {
     fn add(&mut self, link: &CoordinatorLink, trouble: &Trouble) {
-        let hop = Hop::Coordinator(link.link().addr().to_owned());
+        let hop = link.hop();
         let reason = trouble.reason();
         self.hops.push(HopFailure { hop, reason });
         self.untrusted += usize::from(trouble.is_untrusted());
@@ -255,7 +259,7 @@ impl Tried {
     /// One answered, and what it said cannot be.
     fn untrue(mut self, link: &CoordinatorLink, error: GetError) -> Failure {
         let mut failure = Failure::from(error);
-        let hop = Hop::Coordinator(link.link().addr().to_owned());
+        let hop = link.hop();
         let reason = failure.message.clone();
         self.hops.push(HopFailure { hop, reason });
         failure.hops = self.hops;

@@ -25,7 +25,7 @@ impl Node {
     /// What this worker thinks of itself.
     pub(super) fn status_json(&self) -> serde_json::Value {
         let engine = self.engine();
-        let (mark, rollback, reads, sources, lease, brought_by) = {
+        let (mark, rollback, reads, sources, lease, brought_by, via) = {
             let machine = engine.machine();
             let now = clock::now();
             let sources = machine.sources(now);
@@ -35,7 +35,8 @@ impl Node {
             };
             let (mark, rollback) = (machine.mark(), machine.rollback());
             let (reads, brought_by) = (machine.reads(), machine.brought_by());
-            (mark, rollback, reads, sources, lease, brought_by)
+            let via = machine.via().map(str::to_owned);
+            (mark, rollback, reads, sources, lease, brought_by, via)
         };
         let links = engine.coordinator_links().into_iter();
         let up = links
@@ -62,6 +63,12 @@ impl Node {
             "high_water_written": !engine.is_unwritten(),
             "quarantined": rollback.map(|(known, got)| json!({ "known": known, "got": got })),
             "lease": lease,
+            "path": match &via {
+                Some(via) => format!("via {via}"),
+                None => "direct".into(),
+            },
+            "via": via,
+            "carried": engine.relayed().carried(),
             "catalog_from": brought_by.map(|hop| hop.to_string()),
             "freshness": match self.default_freshness() {
                 Freshness::Bounded(bound) if bound.subsec_millis() == 0 => {

@@ -91,7 +91,8 @@ impl Members {
             armed: AtomicU64::new(u64::MAX),
             rearm: Notify::new(),
         });
-        endpoint.carry(Arc::new(Ear(Arc::downgrade(&members))));
+        let ear = Arc::new(Ear(Arc::downgrade(&members)));
+        engine.relayed().give_rest_to(ear);
         let is_known = !listen.ip().is_unspecified();
         let addr = config.advertise.or(is_known.then_some(listen));
         handle.spawn(live(Arc::downgrade(&members), addr, listen.port()));

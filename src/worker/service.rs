@@ -45,6 +45,7 @@ impl Service for Serving {
                 Some(members) => members.give_list(reply).await,
                 None => reply.refuse(&alone()).await,
             },
+            Request::Relay(_) => self.carry(&peer, reply).await,
             Request::GetStatus => {
                 let json = self.node.status_json().to_string();
                 reply.send(&Response::Status(Status { json })).await
@@ -72,6 +73,16 @@ impl Serving {
             gate: Gate::new(upload_limit),
             catalogs: Semaphore::new(MAX_CATALOGS_GIVEN),
         }
+    }
+
+    async fn carry(&self, peer: &Peer, reply: &mut Reply) -> Result<(), Gone> {
+        if !self.node.carries() {
+            let message = "this worker carries no packets of others (`relay: off`)";
+            return reply.refuse(&Refusal::new(Code::NotAllowed, message)).await;
+        }
+        let engine = self.node.engine();
+        let to = engine.direct_addr();
+        engine.relayed().carry(peer.channel, to, reply).await
     }
 
     async fn give_delta(&self, get: &GetDelta, reply: &mut Reply) -> Result<(), Gone> {

@@ -204,6 +204,7 @@ impl Stage {
             lease: false,
             prefetch: crate::proto::worker::Prefetch::None,
             upload_limit: None,
+            relay: true,
             freshness: crate::answer::Freshness::Strict,
         };
         Self {

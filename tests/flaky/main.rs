@@ -68,7 +68,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn new(scenario: &Scenario) -> Self {
+    fn new(scenario: &Scenario, relay: &str) -> Self {
         let net = Net::of(scenario, None).expect("a net");
         let site = Site::new();
         let lease = format!("{}ms", LEASE.as_millis());
@@ -84,7 +84,7 @@ impl Cluster {
         };
         let coordinator = start(1, &["coordinator", "--lease", &lease]);
         let workers = (2..=1 + WORKERS).map(|number| {
-            let mut args = vec!["worker", "--coordinator", &addrs[0]];
+            let mut args = vec!["worker", "--coordinator", &addrs[0], "--relay", relay];
             for (index, addr) in addrs.iter().enumerate().skip(1) {
                 if index + 1 != number {
                     args.extend(["--peer", addr]);
@@ -117,7 +117,11 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn status(node: &Daemon) -> Value {
-    let asked = async { HttpClient::connect(node.socket()).await?.status().await };
+    status_at(node.socket())
+}
+
+fn status_at(socket: &str) -> Value {
+    let asked = async { HttpClient::connect(socket).await?.status().await };
     wait(asked).expect("a status")
 }
 
@@ -170,6 +174,8 @@ struct Played {
     cuts: Vec<(Time, Action)>,
     /// When the last change held.
     settled: Time,
+    /// How worker 0 said that it reached the coordinator, one after the other.
+    paths: Vec<String>,
 }
 
 impl Played {
@@ -179,24 +185,46 @@ impl Played {
     }
 }
 
+/// How a worker says that it reaches the coordinator, each time that it changes.
+fn paths_of(socket: &str, scene: &Scene) -> Vec<String> {
+    let mut paths = Vec::new();
+    while scene.goes_on() {
+        let path = status_at(socket)["path"].as_str().map(str::to_owned);
+        let path = path.expect("a worker has a path");
+        if paths.last() != Some(&path) {
+            paths.push(path);
+        }
+        thread::sleep(PACE * 10);
+    }
+    paths
+}
+
 /// Plays a scenario that comes with the harness, judges what was seen, and tells it. `None` where
 /// that cannot be done.
 fn perform(name: &str) -> Option<Played> {
+    perform_with(name, "on")
+}
+
+/// The same where workers carry each other's packets, `on`, or do not, `off`.
+fn perform_with(name: &str, relay: &str) -> Option<Played> {
     if skips() {
         return None;
     }
     let _shared = STAGE.read().unwrap_or_else(PoisonError::into_inner);
     let text = shipped::text(name).expect("it comes with the harness");
     let scenario: Scenario = text.parse().expect("a scenario");
-    let cluster = Cluster::new(&scenario);
+    let cluster = Cluster::new(&scenario, relay);
     let scene = Scene::new(&cluster.coordinator, &cluster.workers);
     let mut settled = clock::now();
-    let mut cuts = Vec::new();
+    let (mut cuts, mut paths) = (Vec::new(), Vec::new());
     let mut rng = StdRng::seed_from_u64(scenario.seed());
     thread::scope(|scope| {
         let curtain = Curtain(&scene);
         let (scene, rng) = (&scene, StdRng::seed_from_u64(rng.random()));
         scope.spawn(move || wait(scene.publish_on(rng)));
+        let first = cluster.workers.first().and_then(Option::as_ref);
+        let socket = first.expect("a worker").socket();
+        let watcher = scope.spawn(move || paths_of(socket, scene));
         for worker in 0..WORKERS {
             scope.spawn(move || wait(read_on(scene, worker)));
         }
@@ -214,6 +242,7 @@ fn perform(name: &str) -> Option<Played> {
             await_answer(scene, worker, None);
         }
         drop(curtain);
+        paths = watcher.join().expect("no panic");
     });
     let (history, failures) = scene.end();
     let report = check(&history).unwrap_or_else(|violation| panic!("{name}: {violation}"));
@@ -222,8 +251,9 @@ fn perform(name: &str) -> Option<Played> {
         report,
         cuts,
         settled,
+        paths,
     };
-    let mut story = format!("{name}: {}\n", scenario.about());
+    let mut story = format!("{name}, relay {relay}: {}\n", scenario.about());
     for worker in 0..WORKERS {
         let user = played.user(worker).tell(played.settled);
         story += &format!("  w{}: {user}\n", worker + 1);
@@ -267,17 +297,31 @@ fn is_untouched(played: &Played, worker: usize) {
 
 #[test]
 fn a_worker_whose_link_is_cut_fails_closed_after_its_lease_and_comes_back() {
-    let Some(played) = perform("link-cut") else {
+    let Some(played) = perform_with("link-cut", "off") else {
         return;
     };
     fails_closed(&played, 0);
     is_untouched(&played, 1);
     is_untouched(&played, 2);
+    assert_eq!(played.paths, ["direct"]);
+}
+
+#[test]
+fn a_worker_whose_link_is_cut_goes_on_over_another_worker_and_comes_back() {
+    let Some(played) = perform_with("link-cut", "on") else {
+        return;
+    };
+    (0..WORKERS).for_each(|worker| is_untouched(&played, worker));
+    let paths: Vec<_> = played.paths.iter().map(String::as_str).collect();
+    assert!(
+        matches!(paths[..], ["direct", "via w2" | "via w3", "direct"]),
+        "{paths:?}"
+    );
 }
 
 #[test]
 fn a_worker_that_is_not_heard_or_does_not_hear_never_answers_with_what_was() {
-    let Some(played) = perform("asymmetric-cut") else {
+    let Some(played) = perform_with("asymmetric-cut", "off") else {
         return;
     };
     fails_closed(&played, 0);

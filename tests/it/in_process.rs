@@ -85,6 +85,7 @@ async fn a_worker_in_process_reads_over_quic_and_then_from_its_store() {
         deadline: Duration::from_secs(10),
         lease: false,
         prefetch: larder::proto::worker::Prefetch::None,
+        relay: true,
         freshness: Freshness::Strict,
     })
     .expect("a worker");

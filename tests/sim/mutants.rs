@@ -76,6 +76,7 @@ fn way(mutant: Mutant) -> Way {
         Mutant::X30 => World("leave"),
         Mutant::X31 => World("keys"),
         Mutant::X32 => World("neighbours"),
+        Mutant::X33 => Rule("a worker that is carried carries nobody"),
     }
 }
 

@@ -39,6 +39,10 @@ pub(crate) const ALL: &[Probe] = &[
         foreign_delta_is_refused,
     ),
     ("two heads for one revision are a fork", forks_are_noticed),
+    (
+        "a worker that is carried carries nobody",
+        carried_carries_nobody,
+    ),
 ];
 
 const OURS: CatalogId = CatalogId::from_bytes([1; 16]);
@@ -113,10 +117,15 @@ fn delta(catalog: CatalogId, rev: u64, steps: Vec<Step>) -> Delta {
 
 /// A worker that has a lease on an empty catalog, and all that it put out meanwhile.
 fn leased() -> Result<(Worker, Vec<Output>), String> {
+    leased_as(Config::default())
+}
+
+/// The same with more of a configuration.
+fn leased_as(more: Config) -> Result<(Worker, Vec<Output>), String> {
     let config = Config {
         coordinators: vec!["c".into()],
         lease: true,
-        ..Config::default()
+        ..more
     };
     let mut worker = Worker::new(&config, Arc::new(Anyone), Restored::default());
     let mut all = worker.handle(Input::Wake, START);
@@ -239,4 +248,31 @@ fn every_rule_holds() {
             panic!("{name}: {why}");
         }
     }
+}
+
+/// A path has one worker between its ends and no more.
+fn carried_carries_nobody() -> Result<(), String> {
+    let (mut worker, _) = leased_as(Config {
+        peers: vec!["p".into()],
+        relay: true,
+        ..Config::default()
+    })?;
+    ensure(
+        worker.direct(START) == Some(0),
+        "it does not carry although it is answered",
+    )?;
+    for _ in 0..20 {
+        let now = worker.next_wake().ok_or("it waits for nothing")?;
+        let out = worker.handle(Input::Wake, now);
+        if out
+            .iter()
+            .any(|output| matches!(output, Output::OpenRelay { .. }))
+        {
+            return ensure(
+                worker.direct(now).is_none(),
+                "it carries while it asks to be carried",
+            );
+        }
+    }
+    Err("it never asks to be carried".into())
 }

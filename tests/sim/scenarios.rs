@@ -23,6 +23,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("liars", liars),
     ("neighbours", neighbours),
     ("tree", tree),
+    ("carried", carried),
     ("keys", keys),
     ("retention", retention),
     ("rich", rich),
@@ -73,6 +74,24 @@ fn one_way(seed: u64) -> Plan {
             partition: ms(800),
             ..Faults::default()
         },
+        ..Plan::small(seed)
+    }
+}
+
+/// Two are cut off from the coordinator alone, and reach it over the others; some of those are bad
+/// carriers.
+fn carried(seed: u64) -> Plan {
+    Plan {
+        kind: "carried",
+        workers: 5,
+        peers: true,
+        relay: true,
+        apart: 2,
+        liars: 30,
+        lease: ms(1_500),
+        loss: 2,
+        repeat: 10,
+        length: Duration::from_secs(40),
         ..Plan::small(seed)
     }
 }

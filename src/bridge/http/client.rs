@@ -440,11 +440,13 @@ fn mode_of(text: &str) -> Option<Mode> {
 }
 
 fn hop_of(text: &str) -> Option<Hop> {
-    match text.split_once(' ') {
-        None if text == Hop::Disk.kind() => Some(Hop::Disk),
-        Some(("coordinator", addr)) => Some(Hop::Coordinator(addr.into())),
-        Some(("peer", addr)) => Some(Hop::Peer(addr.into())),
-        _ => None,
+    let Some((kind, addr)) = text.split_once(' ') else {
+        return Hop::from_parts(text, None, None);
+    };
+    // Neither an address nor a name has a space in it.
+    match addr.split_once(" via ") {
+        Some((addr, via)) => Hop::from_parts(kind, Some(addr.into()), Some(via.into())),
+        None => Hop::from_parts(kind, Some(addr.into()), None),
     }
 }
 

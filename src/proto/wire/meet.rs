@@ -66,4 +66,7 @@ pub struct Relay {}
 pub struct Relaying {
     /// Names the flow in each packet of it, on this connection.
     pub flow: u32,
+    /// Where they are sent: an address of the coordinator as the answering worker knows it. For
+    /// people only; who is there proves itself from end to end.
+    pub to: SocketAddr,
 }

@@ -245,7 +245,10 @@ fn responses() -> Vec<Response> {
             uris: vec![uri()],
             more: true,
         }),
-        Response::Relaying(Relaying { flow: 5 }),
+        Response::Relaying(Relaying {
+            flow: 5,
+            to: ([10, 0, 0, 1], 7_457).into(),
+        }),
         Response::Holders(Holders { ask: vec![holder] }),
     ]
 }

@@ -47,6 +47,7 @@ impl Worker {
             match call {
                 Call::Watch => canon.u64(1),
                 Call::Update(_) => canon.u64(2),
+                Call::Relay => canon.u64(6).u64(self.relay.canon()),
                 Call::Renew(call) => {
                     canon.u64(3).u64(self.session.nonce - call.nonce);
                     canon.option(self.session.sent.get(&call.nonce), |canon, sent| {

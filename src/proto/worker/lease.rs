@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::answer::{Hop, HopFailure};
 use crate::catalog::{Epoch, HeadVerifier, Revision};
 use crate::proto::Time;
-use crate::proto::limit::{DEFAULT_LEASE, MAX_NONCES, MAX_PREFETCH, RENEWALS_PER_LEASE};
+use crate::proto::limit::{DEFAULT_LEASE, MAX_NONCES, MAX_PREFETCH, MIN_DOUBT, RENEWALS_PER_LEASE};
 use crate::proto::mutant::mutant;
 use crate::proto::replica::Replica;
 use crate::proto::wire::{Delta, Grant, Hint, Marks, PrepAck, Prepare, Renew, SessionId};
@@ -22,6 +22,15 @@ use crate::proto::worker::{
 
 /// After a session failed it is tried again this soon; the link has its own backoff.
 pub(super) const RETRY: Duration = Duration::from_millis(500);
+
+/// Whether a call failed because nothing came back, as opposed to an answer that says no.
+const fn is_silence(event: &Event) -> bool {
+    match event {
+        Event::Failed { unreachable, .. } => *unreachable,
+        Event::Lost { .. } => true,
+        _ => false,
+    }
+}
 
 /// The worker's session with the coordinator.
 #[derive(Debug, Clone)]
@@ -114,8 +123,14 @@ impl Session {
         self.lease / RENEWALS_PER_LEASE
     }
 
-    fn patience(&self) -> Duration {
-        (self.lease / 4).clamp(Duration::from_millis(50), Duration::from_millis(1_500))
+    /// How long a renewal may take where an answer usually takes `usual`, zero if that is not
+    /// known: long before the lease ends, so that there is time for another way.
+    fn patience(&self, usual: Duration) -> Duration {
+        let most = (self.lease / 4).clamp(Duration::from_millis(50), Duration::from_millis(1_500));
+        match usual.is_zero() {
+            true => most,
+            false => most.min(MIN_DOUBT.max(usual * 3)),
+        }
     }
 }
 
@@ -138,7 +153,7 @@ impl Worker {
         }
         self.poll(now);
         let known = self.session.coordinator;
-        let Some(coordinator) = known.or_else(|| self.sources.next_coordinator(&[])) else {
+        let Some(coordinator) = known.or_else(|| self.sources.next_coordinator(&[], now)) else {
             if self.sources.peers() > 0 {
                 self.arm_renewal(now + self.session.interval());
             }
@@ -157,6 +172,9 @@ impl Worker {
             });
         }
         self.renew(coordinator, now);
+        if let Some(direct) = self.next_probe() {
+            self.renew(direct, now);
+        }
     }
 
     fn renew(&mut self, coordinator: usize, now: Time) {
@@ -184,8 +202,9 @@ impl Worker {
             coordinator,
             request,
         });
+        let usual = self.sources.round_trip(coordinator);
         self.timers
-            .insert((now + self.session.patience(), Timer::RenewLate(call)));
+            .insert((now + self.session.patience(usual), Timer::RenewLate(call)));
         self.arm_renewal(now + self.session.interval());
     }
 
@@ -198,7 +217,7 @@ impl Worker {
     }
 
     /// One renewal is planned at a time.
-    fn arm_renewal(&mut self, at: Time) {
+    pub(super) fn arm_renewal(&mut self, at: Time) {
         if let Some(before) = self.renewal.replace(at) {
             self.timers.remove(&(before, Timer::Renew));
         }
@@ -213,8 +232,27 @@ impl Worker {
     /// An answer is late: the next address is asked as well. The late one is still believed when
     /// it comes, since its nonce is known.
     pub(super) fn renew_late(&mut self, call: CallId, now: Time) {
-        if let Some(Call::Renew(_)) = self.calls.get(&call) {
-            self.session_failed(now);
+        if let Some(Call::Renew(call)) = self.calls.get(&call) {
+            let coordinator = call.coordinator;
+            self.path_failed(coordinator, now);
+        }
+    }
+
+    /// Nothing comes back over this address. While another worker carries the session, that it is
+    /// so for a direct one is nothing new.
+    fn path_failed(&mut self, coordinator: usize, now: Time) {
+        if self.relay.is_up() && !self.is_relayed(coordinator) {
+            return self
+                .sources
+                .failed(Source::Coordinator(coordinator), true, now);
+        }
+        self.session_failed(now);
+        match self.is_relayed(coordinator) {
+            true if self.session.failures > 1 => {
+                self.relay_failed("the coordinator is silent over it", true, now);
+            }
+            true => {}
+            false => self.want_relay(now),
         }
     }
 
@@ -225,13 +263,16 @@ impl Worker {
             self.end_watch();
             if let Some(failed) = self.session.coordinator.take() {
                 self.sources.failed(Source::Coordinator(failed), true, now);
-                self.session.coordinator = self.sources.coordinator_after(failed);
+                self.session.coordinator = match self.is_relayed(failed) {
+                    true => Some(failed),
+                    false => self.sources.coordinator_after(failed),
+                };
             }
         }
         self.arm_renewal(now + RETRY.min(self.session.interval()));
     }
 
-    fn end_watch(&mut self) {
+    pub(super) fn end_watch(&mut self) {
         if let Some(call) = self.session.watch.take() {
             self.calls.remove(&call);
             self.out.push(Output::Cancel(call));
@@ -254,11 +295,14 @@ impl Worker {
             }
             Event::Prepare(prepare) => self.prepare(&prepare, now),
             Event::Release(delta) => self.release(&delta, now),
-            _ => {
+            event => {
                 self.calls.remove(&id);
                 self.session.watch = None;
                 self.session.watching = false;
                 self.session_failed(now);
+                if is_silence(&event) {
+                    self.want_relay(now);
+                }
             }
         }
     }
@@ -267,16 +311,19 @@ impl Worker {
         let Some(Call::Renew(call)) = self.calls.remove(&id) else {
             return;
         };
+        // Not a probe beside the session.
+        let is_ours = !self.relay.is_up() || self.is_relayed(call.coordinator);
         match event {
             Event::Granted(grant) => {
                 self.granted(&call, grant, now);
             }
-            Event::Lost { .. } if self.session.failures == 0 => {
+            Event::Lost { .. } if self.session.failures == 0 && is_ours => {
                 // The connection is gone, perhaps because the coordinator has restarted.
                 self.session.failures = 1;
                 self.end_watch();
                 self.arm_renewal(now);
             }
+            event if is_silence(&event) => self.path_failed(call.coordinator, now),
             _ => self.session_failed(now),
         }
     }
@@ -326,6 +373,13 @@ impl Worker {
         self.take_delta(&grant.delta, now);
         self.show();
         self.ack(call.coordinator, grant.epoch, grant.marks.newest());
+        // One that took longer says nothing of the path as it is now.
+        let is_prompt = now.since(sent) <= self.session.patience(Duration::ZERO);
+        match self.is_relayed(call.coordinator) {
+            true => self.relay_works(),
+            false if is_prompt => self.direct_again(call.coordinator, now),
+            false => {}
+        }
     }
 
     /// Whether what the coordinator says of itself continues what was seen; `before` is what had

@@ -20,6 +20,9 @@ use crate::spec::{Spec, SpecName};
 /// long, and one whose round trip is not known yet gets this much.
 const MIN_RELEASE_WAIT: std::time::Duration = std::time::Duration::from_millis(5);
 
+/// Hops that are named in one error: more tell nothing new.
+const MAX_HOPS: usize = 32;
+
 /// One question of truth: a name, now or at a revision.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct FlightKey {
@@ -52,6 +55,13 @@ pub(super) struct Flight {
 }
 
 impl Flight {
+    /// Adds what did not help.
+    pub(super) fn note(&mut self, failure: HopFailure) {
+        if self.hops.len() < MAX_HOPS {
+            self.hops.push(failure);
+        }
+    }
+
     fn new(waiters: Vec<Waiter>) -> Self {
         Self {
             waiters,
@@ -171,8 +181,8 @@ impl Worker {
     }
 
     /// How long a strict read waits for a release before it asks.
-    pub(super) fn release_wait(&self) -> std::time::Duration {
-        let coordinator = self.sources.next_coordinator(&[]);
+    pub(super) fn release_wait(&self, now: Time) -> std::time::Duration {
+        let coordinator = self.sources.next_coordinator(&[], now);
         let round_trip = coordinator.map(|coordinator| self.sources.round_trip(coordinator));
         (round_trip.unwrap_or_default() * 2).clamp(MIN_RELEASE_WAIT, MAX_RELEASE_WAIT)
     }
@@ -206,8 +216,10 @@ impl Worker {
                 let Some(flight) = self.flights.get(&key) else {
                     continue;
                 };
-                match self.sources.next_coordinator(&flight.tried) {
+                match self.sources.next_coordinator(&flight.tried, now) {
+                    Some(coordinator) if self.rather_waits(coordinator, &key, now) => {}
                     Some(coordinator) => groups.entry((key.at, coordinator)).or_default().push(key),
+                    None if self.await_relay(&key, now) => {}
                     None => self.truth_failed(&key, now),
                 }
             }
@@ -361,6 +373,9 @@ impl Worker {
         let source = Source::Coordinator(call.coordinator);
         self.sources.answered(source, now.since(call.sent));
         self.sources.prefer(call.coordinator);
+        if self.is_relayed(call.coordinator) {
+            self.relay_works();
+        }
         call.opening = Some(opening);
         true
     }
@@ -520,6 +535,27 @@ impl Worker {
         let source = Source::Coordinator(call.coordinator);
         self.sources.failed(source, unreachable, now);
         self.drop_call(id, &mut call, reason, false, now);
+        if unreachable && self.is_relayed(call.coordinator) && self.relay.is_up() {
+            self.relay_failed(reason, true, now);
+        }
+    }
+
+    /// Questions to a direct address that nobody has begun to answer.
+    pub(super) fn unanswered_resolves(&self) -> impl Iterator<Item = CallId> {
+        self.calls.iter().filter_map(|(&id, call)| match call {
+            Call::Resolve(call) if call.opening.is_none() => {
+                (!self.is_relayed(call.coordinator)).then_some(id)
+            }
+            _ => None,
+        })
+    }
+
+    /// Takes a question back and asks the next address. This one may be asked again later.
+    pub(super) fn ask_elsewhere(&mut self, id: CallId, now: Time) {
+        if let Some(Call::Resolve(mut call)) = self.calls.remove(&id) {
+            self.out.push(Output::Cancel(id));
+            self.drop_call(id, &mut call, "no answer yet", true, now);
+        }
     }
 
     /// What the call has not answered is asked elsewhere, or `again` there.
@@ -533,6 +569,8 @@ impl Worker {
     ) {
         self.timers
             .remove(&(call.sent + ANSWER_TIMEOUT, Timer::Answer(id)));
+        // While another worker carries the session, the direct addresses are silent.
+        let again = again || self.is_relayed(call.coordinator);
         let source = Source::Coordinator(call.coordinator);
         let failure = HopFailure {
             hop: self.sources.hop(source),
@@ -540,7 +578,7 @@ impl Worker {
         };
         for key in call.keys.drain(..).skip(call.answered) {
             if let Some(flight) = self.flights.get_mut(&key) {
-                flight.hops.push(failure.clone());
+                flight.note(failure.clone());
                 if !again || flight.retried.contains(&call.coordinator) {
                     flight.tried.push(call.coordinator);
                 } else {

@@ -8,7 +8,8 @@ use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::limit::{
     BUSY_PAUSE, HEDGE_DEFAULT, HEDGE_MAX, HEDGE_MIN, LIAR_BAN, MAX_KNOWN_HOLDERS, MAX_MEMBERS,
-    MAX_PASSING_PEERS, MAX_PEERS_PER_FETCH, MAX_PEERS_PER_ROUND, UNREACHABLE_PENALTY,
+    MAX_PASSING_PEERS, MAX_PEERS_PER_FETCH, MAX_PEERS_PER_ROUND, MAX_RELAYS_PER_ROUND,
+    UNREACHABLE_PENALTY,
 };
 use crate::proto::worker::Config;
 use crate::spec::SpecHash;
@@ -73,7 +74,10 @@ pub struct SourceInfo {
 pub(super) struct Sources {
     coordinators: Vec<Seen>,
     peers: BTreeMap<NodeId, Peer>,
-    /// The coordinator's addresses in the order in which they are tried, shuffled once.
+    /// The way to the coordinator over another worker: the index after the last address.
+    relayed: Option<Relayed>,
+    /// The coordinator's addresses in the order in which they are tried, shuffled once. The way
+    /// over another worker is among them while it is up.
     order: Vec<usize>,
     /// Who gave a body, in the order in which they did.
     givers: VecDeque<(SpecHash, NodeId)>,
@@ -91,6 +95,13 @@ pub(super) struct Wish<'a> {
 
 /// How good a choice a source is; the least is the best.
 type Choice = (bool, u8, u32, u32, (usize, u64));
+
+#[derive(Debug, Clone)]
+struct Relayed {
+    seen: Seen,
+    /// Who carries the packets.
+    via: String,
+}
 
 #[derive(Debug, Clone)]
 struct Peer {
@@ -139,6 +150,7 @@ impl Sources {
         Self {
             coordinators: coordinators.map(|addr| Seen::new(addr)).collect(),
             peers: fixed.collect(),
+            relayed: None,
             order: shuffled(config.coordinators.len(), config.seed),
             givers: VecDeque::new(),
             seed: config.seed,
@@ -222,23 +234,93 @@ impl Sources {
     pub(super) fn hop(&self, source: Source) -> Hop {
         let addr = self.seen(source).map(|seen| seen.addr.clone());
         match source {
-            Source::Coordinator(_) => Hop::Coordinator(addr.unwrap_or_default()),
+            Source::Coordinator(index) => match &self.relayed {
+                Some(relayed) if index == self.relayed() => Hop::Relayed {
+                    addr: relayed.seen.addr.clone(),
+                    via: relayed.via.clone(),
+                },
+                _ => Hop::Coordinator(addr.unwrap_or_default()),
+            },
             Source::Peer(id) => Hop::Peer(addr.unwrap_or_else(|| id.to_string())),
         }
     }
 
-    /// The coordinator address to ask next; `tried` ones are left out.
-    pub(super) fn next_coordinator(&self, tried: &[usize]) -> Option<usize> {
-        self.order
-            .iter()
+    /// The coordinator address to ask next; `tried` ones are left out. One that could not be
+    /// reached a moment ago costs no wait while there is another.
+    pub(super) fn next_coordinator(&self, tried: &[usize], now: Time) -> Option<usize> {
+        let untried = self.order.iter().filter(|index| !tried.contains(index));
+        // The first of those that are alike.
+        untried
             .copied()
-            .find(|index| !tried.contains(index))
+            .min_by_key(|&index| self.is_penalised(index, now))
+    }
+
+    /// Whether it could not be reached a moment ago.
+    pub(super) fn is_penalised(&self, coordinator: usize, now: Time) -> bool {
+        let seen = self.seen(Source::Coordinator(coordinator));
+        seen.is_some_and(|seen| seen.penalty_until > now)
     }
 
     /// The address after `failed` in the order.
     pub(super) fn coordinator_after(&self, failed: usize) -> Option<usize> {
         let at = self.order.iter().position(|&index| index == failed)?;
         self.order.get((at + 1) % self.order.len()).copied()
+    }
+
+    /// The index of the way over another worker, whether there is one or not.
+    pub(super) fn relayed(&self) -> usize {
+        self.coordinators.len()
+    }
+
+    /// Who carries the packets on it.
+    pub(super) fn via(&self) -> Option<&str> {
+        self.relayed.as_ref().map(|relayed| &*relayed.via)
+    }
+
+    /// There is such a way: it is asked first.
+    pub(super) fn open_relayed(&mut self, addr: String, via: String) {
+        let seen = Seen::new(&addr);
+        self.relayed = Some(Relayed { seen, via });
+        self.close_relayed();
+        self.order.insert(0, self.relayed());
+    }
+
+    /// It is gone. What it was is remembered for those who still wait on it.
+    pub(super) fn close_relayed(&mut self) {
+        let relayed = self.relayed();
+        self.order.retain(|&index| index != relayed);
+    }
+
+    /// Whom to ask next for a way to the coordinator: the best, those that failed lately or sent
+    /// wrong bytes after all others, since a bad carrier costs time alone.
+    pub(super) fn next_relay(&self, tried: &[NodeId], now: Time) -> Option<NodeId> {
+        if tried.len() >= MAX_RELAYS_PER_ROUND {
+            return None;
+        }
+        let untried = self.askable().filter_map(|source| match source {
+            Source::Peer(id) if !tried.contains(&id) => Some((id, source)),
+            _ => None,
+        });
+        untried
+            .filter_map(|(id, source)| {
+                let seen = self.seen(source)?;
+                let bad = seen.banned_until > now || seen.penalty_until > now;
+                Some(((bad, seen.in_a_row, seen.usual, self.rank(source)), id))
+            })
+            .min()
+            .map(|(_, id)| id)
+    }
+
+    /// A direct address that answered the last time it was asked, the best first.
+    pub(super) fn direct(&self, now: Time) -> Option<usize> {
+        let relayed = self.relayed();
+        let mut direct = self.order.iter().copied().filter(|&index| index != relayed);
+        direct.find(|&index| {
+            let seen = self.seen(Source::Coordinator(index));
+            seen.is_some_and(|seen| {
+                seen.answers > 0 && seen.in_a_row == 0 && seen.penalty_until <= now
+            })
+        })
     }
 
     /// Whether no coordinator is known.
@@ -254,6 +336,9 @@ impl Sources {
 
     /// It answered, so it is asked first from now on.
     pub(super) fn prefer(&mut self, coordinator: usize) {
+        if !self.order.contains(&coordinator) {
+            return;
+        }
         self.order.retain(|&index| index != coordinator);
         self.order.insert(0, coordinator);
     }
@@ -289,6 +374,8 @@ impl Sources {
     ) -> Option<Choice> {
         let seen = self.seen(source).filter(|seen| seen.banned_until <= now)?;
         let tier = match source {
+            // A path that others share.
+            Source::Coordinator(index) if index == self.relayed() => 4,
             Source::Coordinator(_) if wish.hinted.is_empty() => 0,
             Source::Peer(id) if wish.hinted.contains(&id) => 1,
             Source::Peer(id) if givers.contains(&id) => 2,
@@ -450,6 +537,13 @@ impl Sources {
             let preferred = self.order.first() == Some(&index);
             seen.info(self.hop(Source::Coordinator(index)), preferred, now)
         });
+        let relayed = self.relayed();
+        let is_up = self.order.contains(&relayed);
+        let relayed = self.relayed.as_ref().filter(|_| is_up).map(|way| {
+            let preferred = self.order.first() == Some(&relayed);
+            way.seen
+                .info(self.hop(Source::Coordinator(relayed)), preferred, now)
+        });
         let mut peers: Vec<_> = self.peers.iter().collect();
         peers.sort_by_key(|(_, peer)| peer.standing);
         let (mut fixed, mut shown) = (Vec::new(), Vec::new());
@@ -461,11 +555,18 @@ impl Sources {
                 _ => shown.push(info()),
             }
         }
-        coordinators.chain(fixed).chain(shown).collect()
+        coordinators
+            .chain(relayed)
+            .chain(fixed)
+            .chain(shown)
+            .collect()
     }
 
     fn seen(&self, source: Source) -> Option<&Seen> {
         match source {
+            Source::Coordinator(index) if index == self.relayed() => {
+                self.relayed.as_ref().map(|relayed| &relayed.seen)
+            }
             Source::Coordinator(index) => self.coordinators.get(index),
             Source::Peer(id) => self.peers.get(&id).map(|peer| &peer.seen),
         }
@@ -473,6 +574,9 @@ impl Sources {
 
     fn seen_mut(&mut self, source: Source) -> Option<&mut Seen> {
         match source {
+            Source::Coordinator(index) if index == self.relayed() => {
+                self.relayed.as_mut().map(|relayed| &mut relayed.seen)
+            }
             Source::Coordinator(index) => self.coordinators.get_mut(index),
             Source::Peer(id) => self.peers.get_mut(&id).map(|peer| &mut peer.seen),
         }

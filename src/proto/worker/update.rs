@@ -137,7 +137,7 @@ impl Worker {
             false => self
                 .session
                 .coordinator
-                .or_else(|| self.sources.next_coordinator(&[])),
+                .or_else(|| self.sources.next_coordinator(&[], now)),
         };
         let (round, polled) = (&self.session.round, &self.session.polled);
         let told_by = self.session.told_by.take();

@@ -29,6 +29,8 @@ pub(super) enum Fault {
     Restore,
     Backup,
     Compact,
+    /// Some are cut off from the coordinator alone.
+    Apart,
 }
 
 const fn ms(ms: u64) -> Duration {
@@ -52,7 +54,7 @@ impl World {
             Fault::Restore => faults.restore,
             Fault::Backup => faults.restore / 3,
             Fault::Compact => faults.compact,
-            Fault::PowerCut => Duration::ZERO,
+            Fault::PowerCut | Fault::Apart => Duration::ZERO,
         }
     }
 
@@ -73,6 +75,11 @@ impl World {
             Fault::Compact,
         ] {
             self.plan_fault(fault);
+        }
+        if self.plan.apart > 0 {
+            let quarter = self.plan.length / 4;
+            self.later(quarter, Step::Fault(Fault::Apart));
+            self.later(quarter * 3, Step::Mended(Fault::Apart, self.plan.apart));
         }
     }
 
@@ -138,6 +145,7 @@ impl World {
             Fault::Rot => self.nodes[worker].blobs.inject(memory::Fault::FlipBit),
             Fault::Restore => self.restore(),
             Fault::Backup if self.site.serves() => self.back_up(),
+            Fault::Apart => self.part(self.plan.apart, false),
             Fault::Compact => self.drive(crate::proto::coordinator::Input::Compact),
             Fault::Fsync | Fault::Backup | Fault::PowerCut => {}
         }
@@ -151,7 +159,15 @@ impl World {
                 self.nodes[of].up.from = true;
             }
             Fault::Leave => self.node_dies(of),
+            Fault::Apart => self.part(of, true),
             _ => {}
+        }
+    }
+
+    /// Cuts the first workers off from the coordinator, or joins them to it again.
+    fn part(&mut self, workers: usize, joined: bool) {
+        for node in self.nodes.iter_mut().take(workers) {
+            (node.up.to, node.up.from) = (joined, joined);
         }
     }
 

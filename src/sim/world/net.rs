@@ -3,8 +3,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::node::Up;
 use super::{Step, World};
 use crate::proto::Time;
+use crate::proto::code::{Code, Refusal};
 use crate::proto::wire::{GetCatalog, GetDelta, PrepAck, Renew, Resolve, SessionId};
 use crate::proto::worker::{CallId, Event};
 use crate::spec::SpecHash;
@@ -21,6 +23,38 @@ pub(super) struct Caller {
     pub(super) worker: usize,
     pub(super) incarnation: u64,
     pub(super) call: Option<CallId>,
+    pub(super) route: Route,
+}
+
+/// Which way a call goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route {
+    /// To the coordinator.
+    Direct,
+    /// To the coordinator over a peer.
+    Over(Via),
+    /// To a peer. Nothing cuts these two apart.
+    Peer,
+}
+
+/// A way over a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Via {
+    pub(super) peer: usize,
+    /// Of the peer.
+    pub(super) incarnation: u64,
+    /// What opened it.
+    pub(super) call: CallId,
+}
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passage {
+    Free,
+    /// It is sent again, and may come through later.
+    Blocked,
+    /// There is no such way any more.
+    Gone,
 }
 
 /// What a worker asks the coordinator.
@@ -32,6 +66,8 @@ pub(super) enum Ask {
     Catalog(GetCatalog),
     /// And whether it is to be answered at once and with the bytes.
     Blob(SpecHash, bool),
+    /// That a peer carry packets.
+    Relay,
     Watch(SessionId),
     Unwatch(CallId),
     Ack(PrepAck),
@@ -78,21 +114,60 @@ impl World {
         takes
     }
 
+    /// How long one takes on this route: over a peer it has two links to cross, and whoever means
+    /// ill holds some of them back.
+    fn travel_on(&mut self, route: Route) -> Duration {
+        let takes = self.travel();
+        let Route::Over(via) = route else {
+            return takes;
+        };
+        let mut takes = takes + self.travel();
+        if self.nodes[via.peer].liar && !self.quiet && self.random.percent(30) {
+            takes += self.random.span((AGAIN.0, IDLE / 20));
+        }
+        takes
+    }
+
+    fn passage(&self, of: Caller, to_coordinator: bool) -> Passage {
+        let is_up = |up: Up| match if to_coordinator { up.to } else { up.from } {
+            true => Passage::Free,
+            false => Passage::Blocked,
+        };
+        let node = &self.nodes[of.worker];
+        match of.route {
+            Route::Peer => Passage::Free,
+            Route::Direct => is_up(node.up),
+            Route::Over(via) if node.relay != Some(via) => Passage::Gone,
+            Route::Over(via) => {
+                let peer = &self.nodes[via.peer];
+                let carries = peer.machine.is_some() && peer.incarnation == via.incarnation;
+                match carries && peer.asleep(self.now).is_none() {
+                    true => is_up(peer.up),
+                    false => Passage::Blocked,
+                }
+            }
+        }
+    }
+
     /// A worker asks the coordinator.
     pub(super) fn send(&mut self, from: Caller, ask: Ask) {
         let sent = self.now;
         let repeats = !self.quiet && self.random.percent(self.plan.repeat);
         if repeats && !matches!(ask, Ask::Watch(_) | Ask::Unwatch(_)) {
-            let pause = self.travel() * 2;
+            let pause = self.travel_on(from.route) * 2;
             let ask = ask.clone();
             self.later(pause, Step::Ask { from, ask, sent });
         }
-        let pause = self.travel();
+        let pause = self.travel_on(from.route);
         self.later(pause, Step::Ask { from, ask, sent });
     }
 
     pub(super) fn ask_arrives(&mut self, from: Caller, ask: Ask, sent: Time) {
-        if !self.nodes[from.worker].up.to {
+        let passage = self.passage(from, true);
+        if passage != Passage::Free {
+            if passage == Passage::Gone {
+                return self.fails(from, Duration::ZERO, false);
+            }
             if self.now.since(sent) < IDLE {
                 let pause = self.random.span(AGAIN);
                 return self.later(pause, Step::Ask { from, ask, sent });
@@ -156,7 +231,7 @@ impl World {
             sent,
             own,
         };
-        let pause = self.travel();
+        let pause = self.travel_on(to.route);
         self.later(pause, step);
     }
 
@@ -172,7 +247,15 @@ impl World {
             let late = self.random.span(AGAIN);
             return self.schedule(until + late, again);
         }
-        if !own && !node.up.from {
+        let passage = if own {
+            Passage::Free
+        } else {
+            self.passage(to, false)
+        };
+        if passage != Passage::Free {
+            if passage == Passage::Gone {
+                return self.fails(to, Duration::ZERO, false);
+            }
             if self.now.since(sent) < IDLE {
                 let pause = self.random.span(AGAIN);
                 return self.later(pause, again);
@@ -195,6 +278,7 @@ impl World {
                 worker,
                 incarnation,
                 call,
+                route: Route::Direct,
             };
             self.event(to, event);
         }
@@ -202,7 +286,10 @@ impl World {
 
     /// Puts something into a stream to a worker.
     pub(super) fn push(&mut self, stream: u64, event: Event) {
-        let takes = self.travel();
+        let Some(found) = self.streams.get(&stream) else {
+            return;
+        };
+        let takes = self.travel_on(found.caller.route);
         let now = self.now;
         let Some(found) = self.streams.get_mut(&stream) else {
             return;
@@ -229,13 +316,106 @@ impl World {
             let late = self.random.span(AGAIN);
             return self.schedule(until + late, Step::Push(stream));
         }
-        if !node.up.from {
+        let caller = found.caller;
+        if self.passage(caller, false) != Passage::Free {
             let pause = self.random.span(AGAIN);
             return self.later(pause, Step::Push(stream));
         }
-        let caller = found.caller;
+        let Some(found) = self.streams.get_mut(&stream) else {
+            return;
+        };
         if let Some(event) = found.queue.pop_front() {
             self.event(caller, event);
+        }
+    }
+
+    /// A peer was asked to carry packets. It does if its machine lets it, and then the coordinator
+    /// has to say hello over it.
+    pub(super) fn relay_asked(&mut self, from: Caller, peer: usize) {
+        let node = &self.nodes[peer];
+        let now = node.clock.at(self.now);
+        let direct = node
+            .machine
+            .as_ref()
+            .and_then(|machine| machine.direct(now));
+        if direct.is_none() {
+            let refusal = Refusal::new(Code::NoCatalog, "no path of its own");
+            return self.reply(from, vec![Event::Refused(refusal)]);
+        }
+        let incarnation = node.incarnation;
+        let mut pause = Duration::ZERO;
+        for _ in 0..6 {
+            pause += self.travel();
+        }
+        let step = Step::Dialled {
+            from,
+            peer,
+            incarnation,
+        };
+        self.later(pause, step);
+    }
+
+    /// Whether the coordinator has said hello over a peer shows.
+    pub(super) fn relay_dialled(&mut self, from: Caller, peer: usize, incarnation: u64) {
+        let node = &self.nodes[peer];
+        let carries = node.machine.is_some() && node.incarnation == incarnation;
+        let up = node.up.to && node.up.from && node.asleep(self.now).is_none();
+        if !(carries && up && self.site.serves()) {
+            let pause = self.random.span((AGAIN.0, AGAIN.1 * 12));
+            return self.fails(from, pause, true);
+        }
+        let Some(call) = from.call else { return };
+        self.nodes[from.worker].offered = Some(Via {
+            peer,
+            incarnation,
+            call,
+        });
+        let (addr, via) = ("c0".into(), format!("w{peer}"));
+        self.reply(from, vec![Event::RelayUp { addr, via }]);
+    }
+
+    /// The way over a peer is there, for the machine to use.
+    pub(super) fn relay_opened(&mut self, worker: usize, call: CallId) {
+        let node = &mut self.nodes[worker];
+        if node.offered.is_some_and(|via| via.call == call) {
+            node.relay = node.offered.take();
+        }
+    }
+
+    /// A call is cancelled: the way that it keeps open goes with it.
+    pub(super) fn relay_left(&mut self, worker: usize, call: CallId) {
+        let node = &mut self.nodes[worker];
+        node.offered.take_if(|via| via.call == call);
+        let Some(via) = node.relay.take_if(|via| via.call == call) else {
+            return;
+        };
+        let streams = self.streams.iter();
+        let over = streams.filter(|(_, stream)| {
+            stream.caller.worker == worker && stream.caller.route == Route::Over(via)
+        });
+        let over: Vec<_> = over.map(|(&number, _)| number).collect();
+        for stream in over {
+            self.break_stream(stream);
+        }
+    }
+
+    /// A peer that carried is gone: those whose packets it carried find out when they do.
+    pub(super) fn carrier_gone(&mut self, peer: usize) {
+        let carried: Vec<_> = (0..self.nodes.len())
+            .filter_map(|worker| {
+                let node = &self.nodes[worker];
+                let via = node.relay.filter(|via| via.peer == peer)?;
+                Some(Caller {
+                    worker,
+                    incarnation: node.incarnation,
+                    call: Some(via.call),
+                    route: Route::Peer,
+                })
+            })
+            .collect();
+        for caller in carried {
+            let pause = self.random.span((Duration::ZERO, IDLE));
+            self.fails(caller, pause, false);
         }
     }
 

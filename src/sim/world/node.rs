@@ -7,12 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::clock::Clock;
-use super::net::{Ask, Caller};
+use super::net::{Ask, Caller, Route, Via};
 use super::plan::Plan;
 use super::readers::Open;
 use super::site::Signed;
 use super::{Step, World};
-use crate::answer::Hop;
 use crate::catalog::{CatalogId, Head, HeadSigner};
 use crate::identity::NodeId;
 use crate::proto::Time;
@@ -28,6 +27,9 @@ use crate::sim::random::Random;
 use crate::spec::{SpecHash, SpecName};
 use crate::store::blobs::{self, Loaded};
 use crate::store::memory::MemoryStore;
+
+/// Addresses of the coordinator; they lead to the same one.
+const COORDINATORS: usize = 2;
 
 /// What a liar shows for news is renewed once in so many times that its readers see something new.
 const PAST_EVERY: u64 = 40;
@@ -55,7 +57,11 @@ pub(super) struct Node {
     pub(super) up: Up,
     /// The renewal that was sent last.
     pub(super) renewing: Option<CallId>,
-    liar: bool,
+    /// Its way to the coordinator over a peer,
+    pub(super) relay: Option<Via>,
+    /// and one that its machine has not heard of.
+    pub(super) offered: Option<Via>,
+    pub(super) liar: bool,
     peers: Vec<usize>,
     /// Those who wait for bytes that are on their way here.
     guests: BTreeMap<Ticket, Caller>,
@@ -131,6 +137,8 @@ impl Node {
                 from: true,
             },
             renewing: None,
+            relay: None,
+            offered: None,
             liar: random.percent(plan.liars),
             peers,
             guests: BTreeMap::new(),
@@ -228,10 +236,20 @@ impl World {
 
     fn carry_out(&mut self, worker: usize, output: Output, inputs: &mut VecDeque<Input>) {
         let incarnation = self.nodes[worker].incarnation;
+        let over = self.nodes[worker].relay;
         let caller = |call| Caller {
             worker,
             incarnation,
             call,
+            route: Route::Direct,
+        };
+        // Whatever is asked on a way that is gone fails at once.
+        let on = |call: Option<CallId>, coordinator: usize| Caller {
+            route: match (coordinator < COORDINATORS, over) {
+                (false, Some(via)) => Route::Over(via),
+                _ => Route::Direct,
+            },
+            ..caller(call)
         };
         self.oracle.note(self.now, 1, worker as u64, || {
             format!("w{worker} {}", told(&output))
@@ -249,25 +267,48 @@ impl World {
                     }),
                 }
             }
-            Output::Watch { call, sid, .. } => self.send(caller(Some(call)), Ask::Watch(sid)),
-            Output::Renew { call, request, .. } => {
+            Output::Watch {
+                call,
+                coordinator,
+                sid,
+            } => self.send(on(Some(call), coordinator), Ask::Watch(sid)),
+            Output::Renew {
+                call,
+                coordinator,
+                request,
+            } => {
                 self.nodes[worker].renewing = Some(call);
-                self.send(caller(Some(call)), Ask::Renew(request));
+                self.send(on(Some(call), coordinator), Ask::Renew(request));
             }
-            Output::PrepAck { ack, .. } => self.send(caller(None), Ask::Ack(ack)),
-            Output::Leave { sid, .. } => self.send(caller(None), Ask::Leave(sid)),
+            Output::PrepAck { coordinator, ack } => self.send(on(None, coordinator), Ask::Ack(ack)),
+            Output::Leave { coordinator, sid } => {
+                self.send(on(None, coordinator), Ask::Leave(sid));
+            }
             Output::GetDelta {
                 call,
                 source,
                 request,
-            } => self.ask_source(caller(Some(call)), source, Ask::Delta(request)),
+            } => self.ask_source(
+                on(Some(call), index_of(source)),
+                source,
+                Ask::Delta(request),
+            ),
             Output::GetCatalog {
                 call,
                 source,
                 request,
-            } => self.ask_source(caller(Some(call)), source, Ask::Catalog(request)),
-            Output::Resolve { call, request, .. } => {
-                self.send(caller(Some(call)), Ask::Resolve(request));
+            } => self.ask_source(
+                on(Some(call), index_of(source)),
+                source,
+                Ask::Catalog(request),
+            ),
+            Output::Resolve {
+                call,
+                coordinator,
+                request,
+            } => self.send(on(Some(call), coordinator), Ask::Resolve(request)),
+            Output::OpenRelay { call, peer } => {
+                self.ask_source(caller(Some(call)), Source::Peer(peer), Ask::Relay);
             }
             Output::Fetch {
                 call,
@@ -275,20 +316,25 @@ impl World {
                 hash,
                 force,
                 ..
-            } => self.ask_source(caller(Some(call)), source, Ask::Blob(hash, force)),
+            } => self.ask_source(
+                on(Some(call), index_of(source)),
+                source,
+                Ask::Blob(hash, force),
+            ),
             Output::Give { ticket, result } => {
                 if let Some(guest) = self.nodes[worker].guests.remove(&ticket) {
                     let given = result.map(|spec| Event::Body(spec.into_bytes()));
                     self.reply(guest, vec![given.unwrap_or_else(Event::Refused)]);
                 }
             }
-            Output::Cancel(call) => self.send(caller(None), Ask::Unwatch(call)),
+            Output::Cancel(call) => {
+                self.relay_left(worker, call);
+                self.send(caller(None), Ask::Unwatch(call));
+            }
             Output::Done { ticket, result } => self.read_done(worker, ticket, result),
-            Output::Misbehaved { hop, what } => {
-                if matches!(hop, Hop::Coordinator(_)) {
-                    let why = format!("w{worker} says that the coordinator lies: it {what}");
-                    self.oracle.fail(self.now, why, format!("w{worker} "));
-                }
+            Output::Misbehaved { hop, what } if hop.kind() == "coordinator" => {
+                let why = format!("w{worker} says that the coordinator lies: it {what}");
+                self.oracle.fail(self.now, why, format!("w{worker} "));
             }
             _ => {}
         }
@@ -302,6 +348,10 @@ impl World {
                     return self.fails(from, Duration::ZERO, true);
                 };
                 let pause = self.travel();
+                let from = Caller {
+                    route: Route::Peer,
+                    ..from
+                };
                 self.later(pause, Step::Peer { from, peer, ask });
             }
         }
@@ -315,6 +365,9 @@ impl World {
             return;
         }
         let worker = to.worker;
+        if let Event::RelayUp { .. } = event {
+            self.relay_opened(worker, call);
+        }
         self.oracle.note(self.now, 2, worker as u64, || {
             format!("w{worker} <- {}", short(&event))
         });
@@ -344,13 +397,14 @@ impl World {
             .pick(&[Prefetch::None, Prefetch::Used, Prefetch::All]);
         let node = &mut self.nodes[worker];
         let config = Config {
-            coordinators: vec!["c0".into(), "c1".into()],
+            coordinators: (0..COORDINATORS).map(|n| format!("c{n}")).collect(),
             peers: node.peers.iter().map(|&peer| peer_addr(peer)).collect(),
             seed,
             sid,
             lease: true,
             prefetch,
             follows: self.plan.members,
+            relay: self.plan.relay,
         };
         let kept = node.kept.clone();
         let (boot, local) = (Some(node.boot()), node.clock.at(self.now));
@@ -367,6 +421,7 @@ impl World {
         };
         node.cell = Shown::default();
         node.renewing = None;
+        (node.relay, node.offered) = (None, None);
         node.machine = Some(Worker::new(&config, Arc::new(Signed), restored));
         self.oracle
             .note(self.now, 3, worker as u64, || format!("w{worker} starts"));
@@ -444,6 +499,7 @@ impl World {
         for stream in streams {
             self.break_stream(stream);
         }
+        self.carrier_gone(worker);
     }
 
     pub(super) fn suspend_node(&mut self, worker: usize, pause: Duration) {
@@ -482,6 +538,9 @@ impl World {
                 .random
                 .span((Duration::from_millis(5), Duration::from_secs(3)));
             return self.fails(from, pause, true);
+        }
+        if let Ask::Relay = ask {
+            return self.relay_asked(from, peer);
         }
         let lies = node.liar && !self.quiet && self.random.percent(70);
         let Ask::Blob(hash, force) = *ask else {
@@ -584,6 +643,14 @@ impl World {
             _ => return Some(Event::Refused(Refusal::new(Code::Busy, "for ever"))),
         }
         Some(Event::Body(bytes.into()))
+    }
+}
+
+/// What stands for a source where a coordinator is named.
+const fn index_of(source: Source) -> usize {
+    match source {
+        Source::Coordinator(index) => index,
+        Source::Peer(_) => 0,
     }
 }
 

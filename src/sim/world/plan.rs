@@ -25,6 +25,11 @@ pub struct Plan {
     /// Whether workers know each other as members, and the coordinator names some of them instead
     /// of giving bytes.
     pub members: bool,
+    /// Whether workers reach the coordinator over each other.
+    pub relay: bool,
+    /// Workers that are cut off from the coordinator, and from nobody else, in the middle half of
+    /// the time. Reads of truth that have time must go on everywhere.
+    pub apart: usize,
     /// Between two bursts of one reader.
     pub think: (Duration, Duration),
     /// Between two publishes of one publisher.
@@ -114,6 +119,8 @@ impl Plan {
             publishers: 1,
             peers: false,
             members: false,
+            relay: false,
+            apart: 0,
             think: (ms(1), ms(20)),
             publish: (ms(20), ms(400)),
             length: secs(20),
@@ -173,6 +180,7 @@ impl Plan {
                 },
             ]),
             faults: Faults::random(&mut random),
+            relay: random.percent(70),
             rich: true,
             members: random.percent(60),
             ..Self::small(seed)

@@ -260,6 +260,11 @@ impl World {
         let settled = self.quiet && invoked > self.settled_at() && patient;
         let strict = matches!(query.freshness, Freshness::Strict | Freshness::Verified)
             && matches!(query.target, Target::Name(_));
+        let carried = self.plan.apart > 0 && patient;
+        if carried && strict {
+            let why = format!("L5: w{worker} read {} and got: {error}", query.target);
+            return self.oracle.fail(self.now, why, format!("w{worker} "));
+        }
         let liar = matches!(
             error,
             GetError::Quarantined { .. } | GetError::WrongCatalog { .. }

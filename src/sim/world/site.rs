@@ -362,7 +362,15 @@ impl World {
             Ask::Unwatch(call) => {
                 let call = Some(call);
                 let mut streams = self.streams.iter();
-                let found = streams.find(|(_, stream)| stream.caller == Caller { call, ..from });
+                let found = streams.find(|(_, stream)| {
+                    let Caller {
+                        worker,
+                        incarnation,
+                        ..
+                    } = stream.caller;
+                    (worker, incarnation) == (from.worker, from.incarnation)
+                        && stream.caller.call == call
+                });
                 if let Some((&stream, _)) = found {
                     self.stream_gone(stream);
                 }

@@ -46,7 +46,7 @@ async fn a_read_gives_exact_bytes_and_the_whole_proof() {
         ("larder-source", "coordinator [::1]:7457"),
         ("larder-age-us", "17"),
         ("larder-took-us", "1234"),
-        ("larder-failed-hops", "2"),
+        ("larder-failed-hops", "3"),
     ] {
         assert_eq!(reply.header(name), value, "{name}");
     }

@@ -293,7 +293,8 @@ impl World {
                 let (from, request) = (place.to(call), Arc::new(request));
                 self.send(Packet::GetCatalog { from, request });
             }
-            Output::Brought { .. } => {}
+            // Nobody has a peer to go over here.
+            Output::Brought { .. } | Output::OpenRelay { .. } => {}
             Output::Cancel(call) => self.cancelled(worker, call),
             Output::Done { ticket, result } => return self.done(ticket, result),
             Output::Misbehaved { what, .. } => {
