@@ -228,7 +228,7 @@ pub(crate) fn dial_with_another_alpn(addr: &str) -> quinn::ConnectionError {
     })
 }
 
-fn runtime() -> Runtime {
+pub(crate) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -252,7 +252,7 @@ fn server_config(certs: &str, alpn: &[u8]) -> quinn::ServerConfig {
     quinn::ServerConfig::with_crypto(Arc::new(crypto))
 }
 
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+pub(crate) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 

@@ -7,6 +7,7 @@ mod frames;
 mod freshness;
 mod full_disk;
 mod hostile;
+mod hostile_gossip;
 mod in_process;
 mod main_job;
 mod membership;

@@ -6,7 +6,7 @@ use crate::peers::{body, get};
 use crate::site::{Daemon, Site};
 
 /// Waits until `worker` has found the worker at `addr`.
-fn finds(worker: &Daemon, addr: &str) {
+pub(crate) fn finds(worker: &Daemon, addr: &str) {
     worker.says(&["a worker is there", addr]);
 }
 
@@ -16,7 +16,7 @@ fn peers(site: &Site, worker: &Daemon) -> Value {
 }
 
 /// The members that `worker` holds for up, by address.
-fn up(site: &Site, worker: &Daemon) -> Vec<String> {
+pub(crate) fn up(site: &Site, worker: &Daemon) -> Vec<String> {
     let peers = peers(site, worker);
     let members = peers["members"].as_array().expect("a list");
     let up = members.iter().filter(|member| member["state"] == "up");
