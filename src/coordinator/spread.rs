@@ -9,9 +9,9 @@ use crate::proto::wire::{Publish, PublishName};
 use crate::spec::{Spec, Syntax};
 use crate::worker::Worker;
 
-fn id(worker: &str) -> NodeId {
+fn uri(worker: &str) -> NodeUri {
     let uri = NodeUri::new(THROWAWAY_CLUSTER, Role::Worker, worker);
-    uri.expect("a URI").id()
+    uri.expect("a URI")
 }
 
 async fn publish(coordinator: &Coordinator, name: &str, spec: &Spec) {
@@ -51,7 +51,7 @@ async fn a_later_asker_gets_the_bytes_of_an_earlier_one_or_of_the_coordinator_af
     let worker = |who| Worker::start(&site.config(who, &addrs)).expect("a worker");
     let (one, two) = (worker("dev/worker/w1"), worker("dev/worker/w2"));
     let whereabouts = &coordinator.node.whereabouts;
-    whereabouts.note(id("w1"), one.local_addr());
+    whereabouts.note(&uri("w1"), one.local_addr(), Some(true));
 
     asked(&coordinator, &first, FIRST_ASKERS - 1);
     let answer = one.get("first", Freshness::Verified).await.expect("read");
@@ -71,7 +71,7 @@ async fn a_later_asker_gets_the_bytes_of_an_earlier_one_or_of_the_coordinator_af
     asked(&coordinator, &second, FIRST_ASKERS);
     {
         let mut askers = coordinator.node.askers.lock().expect("no panic");
-        askers.ask(second.hash(), id("w1"), |_| true, clock::now());
+        askers.ask(second.hash(), uri("w1").id(), |_| true, clock::now());
     }
     one.stop().await;
     let answer = two.get("second", Freshness::Verified).await.expect("read");

@@ -672,6 +672,11 @@ impl Worker {
         self.rollback
     }
 
+    /// Whether the coordinator has not answered several renewals in a row, over any way.
+    pub fn is_unheard(&self) -> bool {
+        self.session.failures > 1
+    }
+
     /// Whether a replica is kept, or was not wanted, or is given up.
     pub fn keeps_replica(&self) -> bool {
         self.session_is_wanted()

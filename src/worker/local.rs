@@ -25,7 +25,7 @@ impl Node {
     /// What this worker thinks of itself.
     pub(super) fn status_json(&self) -> serde_json::Value {
         let engine = self.engine();
-        let (mark, rollback, reads, sources, lease, brought_by, via) = {
+        let (mark, rollback, reads, sources, lease, brought_by, via, unheard) = {
             let machine = engine.machine();
             let now = clock::now();
             let sources = machine.sources(now);
@@ -36,8 +36,13 @@ impl Node {
             let (mark, rollback) = (machine.mark(), machine.rollback());
             let (reads, brought_by) = (machine.reads(), machine.brought_by());
             let via = machine.via().map(str::to_owned);
-            (mark, rollback, reads, sources, lease, brought_by, via)
+            let unheard = machine.is_unheard();
+            (
+                mark, rollback, reads, sources, lease, brought_by, via, unheard,
+            )
         };
+        let links = engine.coordinator_links();
+        let cut_off = unheard || links.iter().all(|link| link.link().rtt().is_none());
         let links = engine.coordinator_links().into_iter();
         let up = links
             .map(|link| link.link().clone())
@@ -65,6 +70,7 @@ impl Node {
             "lease": lease,
             "path": match &via {
                 Some(via) => format!("via {via}"),
+                None if cut_off => "none".into(),
                 None => "direct".into(),
             },
             "via": via,

@@ -308,14 +308,14 @@ fn members_up(daemon: &Daemon) -> usize {
 /// What the coordinator says of one worker.
 fn status_of_session(coordinator: &Daemon, name: &str) -> Value {
     let status = status(coordinator);
-    let workers = status["workers"].as_array().into_iter().flatten();
+    let mut workers = status["workers"].as_array().into_iter().flatten();
     let is_of = |worker: &&Value| {
         let uri = worker["uri"].as_str().unwrap_or_default();
         uri.ends_with(&format!("/{name}"))
     };
     workers
+        .find(|&worker| is_of(&worker))
         .cloned()
-        .find(|worker| is_of(&worker))
         .unwrap_or_default()
 }
 

@@ -137,11 +137,9 @@ impl Desk {
         match output {
             Output::Watch {
                 call, coordinator, ..
-            } => {
-                if self.answers(coordinator) {
-                    self.watched = Some(coordinator);
-                    self.later(call, Event::Watching);
-                }
+            } if self.answers(coordinator) => {
+                self.watched = Some(coordinator);
+                self.later(call, Event::Watching);
             }
             Output::Renew {
                 call,
