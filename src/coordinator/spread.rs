@@ -73,7 +73,10 @@ async fn a_later_asker_gets_the_bytes_of_an_earlier_one_or_of_the_coordinator_af
         let mut askers = coordinator.node.askers.lock().expect("no panic");
         askers.ask(second.hash(), uri("w1").id(), |_| true, clock::now());
     }
+    let addr = one.local_addr();
     one.stop().await;
+    // As if it had died without a word.
+    whereabouts.note(&uri("w1"), addr, Some(true));
     let answer = two.get("second", Freshness::Verified).await.expect("read");
     assert_eq!(answer.spec, Some(second));
     assert!(matches!(answer.proof.source, Hop::Coordinator(_)));
