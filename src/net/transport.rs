@@ -18,11 +18,15 @@ const IDLE_TIMEOUT_MS: u32 = 60_000;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// What is lost of a handshake is sent again after three times this. quinn's own 333 ms would make
-/// that a second; where a round trip takes longer, a packet or two are sent for nothing.
+/// that a second; where a round trip takes longer, a packet or two are sent for nothing. Of
+/// connections with a first read, over 40 ms with 20 % lost in each direction, half took 0.5 s with
+/// 100 ms here, 0.4 s with this, and 0.3 to 0.4 s with 30 ms.
 const INITIAL_RTT: Duration = Duration::from_millis(50);
 
 /// How long the other side may wait before it acknowledges a packet that stands alone. It is part
-/// of how long a lost request or answer is waited for, and the usual 25 ms are much of that.
+/// of how long a lost request or answer is waited for, and the usual 25 ms are much of that: a
+/// hundred reads one after the other took 6.0 s with them and 5.7 s with this where 5 % were lost
+/// in each direction, and 17.0 s and 15.1 s where 20 % were.
 const ACK_DELAY: Duration = Duration::from_millis(5);
 
 /// What one stream may send unread: a spec of usual length in one round trip.
@@ -76,6 +80,16 @@ pub(super) fn relayed(role: Role, congestion: Congestion) -> Arc<TransportConfig
     Arc::new(config)
 }
 
+/// `bench --only loss` chose [`Congestion::Bbr`] as the default in November 2026. Over 40 ms there
+/// and back with 0, 5 and 20 % lost in each direction, 100 definitions of 4 KiB took, in seconds:
+///
+/// | controller | 64 at once | one after the other |
+/// | --- | --- | --- |
+/// | cubic | 0.36, 2.14, 5.89 | 4.21, 6.19, 23.2 |
+/// | NewReno | 0.36, 2.78, 12.2 | 4.20, 7.31, 28.0 |
+/// | BBR, bounded | 0.25, 0.45, 1.05 | 4.21, 6.00, 15.1 |
+///
+/// On loopback the fetches of `bench` are the same with cubic and with BBR, within their noise.
 fn base(role: Role, congestion: Congestion) -> TransportConfig {
     let mut acks = AckFrequencyConfig::default();
     acks.max_ack_delay(Some(ACK_DELAY));
