@@ -287,6 +287,15 @@ impl Mask {
         self.handle(Input::Tick);
     }
 
+    /// Says that the victim has died in lives that it has not had, the next one among them.
+    fn storm(&mut self) {
+        let next = generation_of(&self.shown) + 1;
+        let highest = STATES.map(|state| (u64::MAX, state));
+        let storm = [&highest[..], &[(next, ALIVE), (next, DOWN)]].concat();
+        self.intruder.send(self.gossip(&storm));
+        self.live();
+    }
+
     /// A packet to the victim that says of it what `updates` says: generation and state.
     fn gossip(&self, updates: &[(u64, u8)]) -> Vec<u8> {
         let mut packet = [&self.header[..], &self.shown, &[GOSSIP]].concat();
@@ -410,13 +419,9 @@ fn a_hostile_member_costs_its_victim_a_bounded_part_of_its_time_and_none_of_its_
     insight.reads(&victim);
 
     let mut mask = Mask::put_on(&site, "evil", &victim);
-    // A storm of generations: the victim is said to have died in lives that it has not had.
+    // A storm of generations.
     while mask.lives.len() <= LIVES {
-        let next = generation_of(&mask.shown) + 1;
-        let highest = STATES.map(|state| (u64::MAX, state));
-        let storm = [&highest[..], &[(next, ALIVE), (next, DOWN)]].concat();
-        mask.intruder.send(mask.gossip(&storm));
-        mask.live();
+        mask.storm();
         insight.reads(&victim);
         assert!(began.elapsed() < PATIENCE * 2, "it takes no new generation");
     }
@@ -432,11 +437,18 @@ fn a_hostile_member_costs_its_victim_a_bounded_part_of_its_time_and_none_of_its_
     for _ in 0..FLOOD {
         mask.intruder.send(good.clone());
     }
-    // Most of it came while nothing was taken any more, so some of each comes again.
+    // Most of it came while nothing was taken any more, so some of each comes again; and the storm
+    // goes on for as long as the victim takes to count.
     let forged = [&[MEMBERSHIP], &mask.shown[..], &good[SOURCE_END..]].concat();
+    let mut turns = 0_u64;
     let more = || {
-        mask.intruder.send(vec![9; 40]);
-        mask.intruder.send(forged.clone());
+        turns += 1;
+        // One at a time: what is taken of a member is what comes first.
+        match turns % 8 {
+            0 => mask.intruder.send(vec![9; 40]),
+            1 => mask.intruder.send(forged.clone()),
+            _ => mask.storm(),
+        }
     };
     let reasons = ["malformed", "forged", "throttled", "too-new"];
     let metrics = insight.until(&victim, more, |metrics| {
