@@ -67,6 +67,7 @@ pub(crate) fn worker(
         coordinators,
         peers: vec![],
         membership: None,
+        relay: false,
         store,
         store_budget: STORE_BUDGET,
         upload_limit: None,

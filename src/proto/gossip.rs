@@ -689,8 +689,11 @@ impl Gossip {
 
 /// Foca's numbers for a cluster of this size: those of its LAN profile, whose times the machine
 /// stretches where round trips are long. Dead members are asked more often than there, since that
-/// is how two halves of a cluster find each other after a cut.
+/// is how two halves of a cluster find each other after a cut. News go to fewer at a time: heads are
+/// sent at once anyway, lists over streams, and each node that is talked to for the first time costs
+/// both a handshake, of which a cluster that starts all at once would do nothing else.
 fn tuned(members: u32) -> foca::Config {
+    const TWO: NonZeroUsize = NonZeroUsize::new(2).unwrap();
     const FEW: NonZeroUsize = NonZeroUsize::new(3).unwrap();
     const PACKET: NonZeroUsize = NonZeroUsize::new(MAX_GOSSIP_PACKET - 1).unwrap();
     let members = NonZeroU32::new(members).unwrap_or(NonZeroU32::MIN);
@@ -702,6 +705,10 @@ fn tuned(members: u32) -> foca::Config {
         periodic_announce_to_down_members: Some(PeriodicParams {
             frequency: Duration::from_secs(15),
             num_members: FEW,
+        }),
+        periodic_gossip: Some(PeriodicParams {
+            frequency: Duration::from_secs(1),
+            num_members: TWO,
         }),
         ..foca::Config::new_lan(members)
     }
