@@ -23,6 +23,9 @@ const MIN_RELEASE_WAIT: std::time::Duration = std::time::Duration::from_millis(5
 /// Hops that are named in one error: more tell nothing new.
 const MAX_HOPS: usize = 32;
 
+/// How often a question that came to nothing is asked again over another worker.
+const MAX_RELAYED_RETRIES: usize = 3;
+
 /// One question of truth: a name, now or at a revision.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct FlightKey {
@@ -569,8 +572,11 @@ impl Worker {
     ) {
         self.timers
             .remove(&(call.sent + ANSWER_TIMEOUT, Timer::Answer(id)));
-        // While another worker carries the session, the direct addresses are silent.
-        let again = again || self.is_relayed(call.coordinator);
+        // While another worker carries the session, the direct addresses are silent: to ask there
+        // would take longer than to ask again.
+        let relayed = self.is_relayed(call.coordinator);
+        let again = again || relayed;
+        let tries = if relayed { MAX_RELAYED_RETRIES } else { 1 };
         let source = Source::Coordinator(call.coordinator);
         let failure = HopFailure {
             hop: self.sources.hop(source),
@@ -579,7 +585,9 @@ impl Worker {
         for key in call.keys.drain(..).skip(call.answered) {
             if let Some(flight) = self.flights.get_mut(&key) {
                 flight.note(failure.clone());
-                if !again || flight.retried.contains(&call.coordinator) {
+                let retried = flight.retried.iter();
+                let retried = retried.filter(|index| **index == call.coordinator);
+                if !again || retried.count() >= tries {
                     flight.tried.push(call.coordinator);
                 } else {
                     flight.retried.push(call.coordinator);
