@@ -344,7 +344,7 @@ impl Sources {
     }
 
     /// Whom to ask for bytes next. A coordinator that has not failed lately comes first, unless it
-    /// named others: then those do, and it comes last. Among peers it is those that are known to
+    /// named others: then those do, and it comes after them. Among peers it is those that are known to
     /// have the bytes, then those that fail least, then the near ones, then the order that all
     /// workers have for this hash, so that the load is spread and copies are where they are looked
     /// for. Who was [busy](Self::busy) or could not be reached a moment ago is asked after all
@@ -375,12 +375,13 @@ impl Sources {
         let seen = self.seen(source).filter(|seen| seen.banned_until <= now)?;
         let tier = match source {
             // A path that others share.
-            Source::Coordinator(index) if index == self.relayed() => 4,
+            Source::Coordinator(index) if index == self.relayed() => 5,
             Source::Coordinator(_) if wish.hinted.is_empty() => 0,
             Source::Peer(id) if wish.hinted.contains(&id) => 1,
-            Source::Peer(id) if givers.contains(&id) => 2,
-            Source::Peer(_) => 3,
-            Source::Coordinator(_) => 4,
+            // It is there, and whoever it did not name may have nothing and cost a handshake.
+            Source::Coordinator(_) => 2,
+            Source::Peer(id) if givers.contains(&id) => 3,
+            Source::Peer(_) => 4,
         };
         // The coordinator named its holders in the order in which it wants them asked.
         let hinted = wish
@@ -836,7 +837,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_named_is_asked_first_and_the_coordinator_after_all_peers() {
+    fn who_was_named_is_asked_first_and_then_the_coordinator_before_other_peers() {
         let mut sources = sources(1, 4, 0);
         let coordinator = Source::Coordinator(0);
         let plain = order(&sources, hash(), &[]);
@@ -850,7 +851,7 @@ mod tests {
         assert_eq!(fixed, Some(last), "it is known by its address");
         let asked = order(&sources, hash(), &[stranger, last]);
         assert_eq!(asked[..2], [Source::Peer(stranger), peer(3)]);
-        assert_eq!((asked[3], asked.len()), (coordinator, 4));
+        assert_eq!((asked[2], asked.len()), (coordinator, 4));
         assert!(!plain.contains(&Source::Peer(stranger)));
         sources.failed(Source::Peer(stranger), true, Time::default());
         let asked = order(&sources, hash(), &[stranger, last]);
@@ -862,7 +863,7 @@ mod tests {
             .expect("three others");
         sources.gave(hash(), giver);
         assert_eq!(order(&sources, hash(), &[])[1], giver);
-        assert_eq!(order(&sources, hash(), &[last])[1], giver);
+        assert_eq!(order(&sources, hash(), &[last])[1..3], [coordinator, giver]);
     }
 
     #[test]
