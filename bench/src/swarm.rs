@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use larder::answer::{Hop, Query, Target};
 use larder::config::{Address, CoordinatorConfig, Membership, StoreChoice, WorkerConfig};
-use larder::net::Congestion;
 use larder::spec::Spec;
 use larder::{Coordinator, Worker};
 use larder_link::net::{Net, Options, probe};
@@ -26,6 +25,7 @@ use crate::core::{self, Side};
 use crate::corpus;
 use crate::counter::BodyBytes;
 use crate::fetch::{Contender as _, Served, bare, larder as larder_fetch};
+use crate::loss::Controller;
 use crate::process::{self, Server};
 use crate::report::{Aim, Grid, Measured};
 use crate::sample::{Sample, median};
@@ -52,6 +52,9 @@ const DELAY: Duration = Duration::from_millis(5);
 /// How long one read is tried, before it is counted as never answered: all bodies take 33 s if the
 /// link carries each 200 times.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Of quinn alone, at both ends: the one that larder bounds.
+const BARE: Controller = Controller::Bbr;
 
 /// Runs the measure with what it needs on disk in `dir`.
 pub(crate) fn measure(dir: &Path, effort: Effort) -> anyhow::Result<Measured> {
@@ -331,7 +334,7 @@ pub(crate) fn serve(told: &Told) -> anyhow::Result<()> {
             seed: told.seed,
             count: SPECS,
             listen: told.listen,
-            controller: None,
+            controller: Some(BARE),
         });
     }
     let _pinned = core::pin(Side::Server)?;
@@ -485,39 +488,62 @@ fn join_bare(told: &Told, server: SocketAddr, specs: &Arc<Vec<Spec>>) -> anyhow:
                 let (dir, specs) = (told.dir.clone(), Arc::clone(specs));
                 workers.spawn(one_bare(dir, server, told.listen, specs));
             }
+            let (mut failed, mut given_up) = (0, 0);
             while let Some(worker) = workers.join_next().await {
-                worker??;
+                let (more, left) = worker?;
+                failed += more;
+                given_up += left;
             }
-            anyhow::Ok(())
+            anyhow::Ok((failed, given_up))
         });
-        done.map(|()| "0 0 0".to_owned())
+        done.map(|(failed, given_up)| format!("0 {failed} {given_up}"))
     })
 }
 
+/// Returns how many reads failed, and how many were given up. After a failure it connects anew.
 async fn one_bare(
     dir: PathBuf,
     server: SocketAddr,
     listen: IpAddr,
     specs: Arc<Vec<Spec>>,
-) -> anyhow::Result<()> {
-    let congestion = Congestion::Cubic;
-    let client = bare::Client::connect_at(&dir, server, listen, congestion).await?;
-    let next = Arc::new(AtomicUsize::new(0));
-    let mut readers = JoinSet::new();
-    for _ in 0..AT_ONCE {
-        let (client, next, specs) = (client.clone(), Arc::clone(&next), Arc::clone(&specs));
-        readers.spawn(async move {
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                let Some(spec) = specs.get(number) else {
-                    return anyhow::Ok(());
-                };
-                client.read(number, std::slice::from_ref(spec)).await?;
-            }
-        });
+) -> (usize, usize) {
+    let patience = Instant::now() + PATIENCE;
+    let mut left: Vec<_> = (0..specs.len()).collect();
+    let mut failed = 0;
+    while !left.is_empty() && Instant::now() < patience {
+        let client = bare::Client::connect_at(&dir, server, listen, BARE.congestion());
+        if let Ok(client) = client.await {
+            left = read_bare(&client, left, &specs).await;
+        }
+        failed += left.len();
     }
-    while let Some(reader) = readers.join_next().await {
-        reader??;
+    (failed, left.len())
+}
+
+/// Reads these over one connection and returns those that failed.
+async fn read_bare(
+    client: &bare::Client,
+    mut numbers: Vec<usize>,
+    specs: &Arc<Vec<Spec>>,
+) -> Vec<usize> {
+    let mut failed = Vec::new();
+    let mut reading = JoinSet::new();
+    loop {
+        while reading.len() < AT_ONCE
+            && let Some(number) = numbers.pop()
+        {
+            let (client, specs) = (client.clone(), Arc::clone(specs));
+            reading.spawn(async move {
+                let spec = std::slice::from_ref(&specs[number]);
+                (number, client.read(number, spec).await.is_ok())
+            });
+        }
+        match reading.join_next().await {
+            Some(Ok((_, true))) => {}
+            Some(Ok((number, false))) => failed.push(number),
+            // Nobody cancels one.
+            Some(Err(error)) => std::panic::resume_unwind(error.into_panic()),
+            None => return failed,
+        }
     }
-    Ok(())
 }
