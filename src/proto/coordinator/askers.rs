@@ -26,7 +26,7 @@ pub enum Turn {
     Point(Vec<NodeId>),
 }
 
-/// Who has asked for what lately. See the [module](self).
+/// Who has asked for what lately.
 #[derive(Debug, Default)]
 pub struct Askers {
     bodies: BTreeMap<SpecHash, Crowd>,
