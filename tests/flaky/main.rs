@@ -303,7 +303,7 @@ fn a_worker_whose_link_is_cut_fails_closed_after_its_lease_and_comes_back() {
     fails_closed(&played, 0);
     is_untouched(&played, 1);
     is_untouched(&played, 2);
-    assert_eq!(played.paths, ["direct"]);
+    assert_eq!(played.paths, ["direct", "none", "direct"]);
 }
 
 #[test]
@@ -312,7 +312,10 @@ fn a_worker_whose_link_is_cut_goes_on_over_another_worker_and_comes_back() {
         return;
     };
     (0..WORKERS).for_each(|worker| is_untouched(&played, worker));
-    let paths: Vec<_> = played.paths.iter().map(String::as_str).collect();
+    // For a moment it may not know of any.
+    let paths = played.paths.iter().map(String::as_str);
+    let mut paths: Vec<_> = paths.filter(|path| *path != "none").collect();
+    paths.dedup();
     assert!(
         matches!(paths[..], ["direct", "via w2" | "via w3", "direct"]),
         "{paths:?}"
