@@ -123,9 +123,11 @@ impl Swarm {
         }
     }
 
-    /// A worker with these peers.
+    /// A worker with these peers. It asks them for bytes alone: who does not carry its packets to a
+    /// coordinator that is cut off would be asked for bytes after the others.
     fn worker(&self, name: &str, peers: &[&str]) -> Daemon {
-        let more: Vec<_> = peers.iter().flat_map(|peer| ["--peer", peer]).collect();
+        let more = peers.iter().flat_map(|peer| ["--peer", peer]);
+        let more: Vec<_> = more.chain(["--relay", "off"]).collect();
         self.site.worker_of(name, self.breaker.addr(), &more)
     }
 
