@@ -23,12 +23,11 @@ use quinn::crypto::rustls::QuicClientConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use crate::hostile::{provider, runtime};
+use crate::membership::metrics;
 use crate::membership::{finds, up};
 use crate::peers::{body, published};
 use crate::site::{Daemon, PATIENCE, Site};
@@ -339,16 +338,8 @@ impl Insight {
     }
 
     /// Its metrics.
-    fn metrics(&self, node: &Daemon) -> Metrics {
-        let text = self.0.block_on(async {
-            let mut stream = UnixStream::connect(node.socket()).await?;
-            let ask = b"GET /metrics HTTP/1.1\r\nhost: larder\r\nconnection: close\r\n\r\n";
-            stream.write_all(ask).await?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text).await?;
-            std::io::Result::Ok(text)
-        });
-        Metrics(text.expect("metrics"))
+    fn metrics(node: &Daemon) -> Metrics {
+        Metrics(metrics(node))
     }
 
     /// Reads strictly and does `more` until the metrics are as wanted.
@@ -362,7 +353,7 @@ impl Insight {
         loop {
             self.reads(node);
             more();
-            let metrics = self.metrics(node);
+            let metrics = Self::metrics(node);
             if is_it(&metrics) {
                 return metrics;
             }

@@ -1,9 +1,13 @@
 //! Workers that find each other, as real processes.
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
 use serde_json::Value;
 
 use crate::peers::{body, get};
-use crate::site::{Daemon, Site};
+use crate::site::{Daemon, PATIENCE, Site};
 
 /// Waits until `worker` has found the worker at `addr`.
 pub(crate) fn finds(worker: &Daemon, addr: &str) {
@@ -63,6 +67,7 @@ fn without_a_coordinator_a_worker_joins_by_any_other_and_by_what_it_remembers() 
     site.run(&publish).ok();
     let w1 = site.worker("w1", &coordinator, &[]);
     assert_eq!(get(&site, &w1, "daily", &[]).ok(), body());
+    w1.says(&["the catalog was brought forward"]);
     coordinator.stop();
 
     let join = ["--join", w1.addr()];
@@ -84,6 +89,50 @@ fn without_a_coordinator_a_worker_joins_by_any_other_and_by_what_it_remembers() 
     // Who died shows within seconds.
     w3.says(&["a worker is gone", &w1_addr]);
     assert!(up(&site, &w2).contains(&w3_addr));
+}
+
+/// What a daemon counts.
+pub(crate) fn metrics(daemon: &Daemon) -> String {
+    let mut socket = UnixStream::connect(daemon.socket()).expect("it listens");
+    let ask = b"GET /metrics HTTP/1.1\r\nhost: larder\r\nconnection: close\r\n\r\n";
+    socket.write_all(ask).expect("asked");
+    let mut text = String::new();
+    socket.read_to_string(&mut text).expect("answered");
+    text
+}
+
+/// Bytes of bodies that a coordinator has sent.
+fn sent(coordinator: &Daemon) -> u64 {
+    let text = metrics(coordinator);
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("larder_body_bytes_sent_total "));
+    line.map_or(0, |count| count.parse().expect("a number"))
+}
+
+#[test]
+fn a_body_leaves_the_coordinator_four_times_however_many_workers_want_it() {
+    let site = Site::new();
+    let coordinator = site.coordinator("c");
+    let names = ["w1", "w2", "w3", "w4", "w5", "w6", "w7", "w8"];
+    let workers = names.map(|name| site.worker(name, &coordinator, &["--prefetch", "all"]));
+    let began = Instant::now();
+    for number in 0.. {
+        let text = format!("{}# {number}\n", body());
+        let file = site.write("many.yaml", &text);
+        let before = sent(&coordinator);
+        let publish = ["publish", &file, "--socket", coordinator.socket()];
+        site.run(&publish).ok();
+        for worker in &workers {
+            assert_eq!(get(&site, worker, "many", &[]).ok(), text);
+        }
+        let copies = (sent(&coordinator) - before) / text.len() as u64;
+        // More while it has not dialled them yet, and so knows of nobody to point at.
+        if copies == 4 {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{copies} copies");
+    }
 }
 
 #[test]
