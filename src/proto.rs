@@ -83,6 +83,7 @@
 
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub(crate) mod bucket;
 #[cfg(feature = "sim")]
 pub mod canon;
 pub mod code;

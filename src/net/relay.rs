@@ -30,7 +30,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Channel, Endpoint, Exchange, Gone, Link, LinkError, Patience, Reply};
+use crate::clock;
 use crate::identity::{NodeId, NodeUri};
+use crate::proto::bucket::Bucket;
 use crate::proto::code::{Code, Refusal};
 use crate::proto::limit::{
     MAX_RELAY_FLOWS, MAX_RELAY_FLOWS_PER_NODE, MAX_RELAY_QUEUE, MAX_SHORT_STREAM, RELAY_BURST,
@@ -99,7 +101,8 @@ pub struct Relay {
 struct Flow {
     node: NodeId,
     socket: UdpSocket,
-    budget: Mutex<Budget>,
+    /// Of bytes, both ways.
+    budget: Mutex<Bucket>,
     /// When its asker last sent something.
     heard: Mutex<Instant>,
 }
@@ -145,9 +148,8 @@ impl Relay {
         let Some(flow) = flow else {
             return dropped("unknown");
         };
-        let now = Instant::now();
-        *lock(&flow.heard) = now;
-        if !lock(&flow.budget).takes(inner.len(), now) {
+        *lock(&flow.heard) = Instant::now();
+        if !lock(&flow.budget).takes(inner.len() as u64, clock::now()) {
             return dropped("rate");
         }
         match flow.socket.try_send(inner) {
@@ -214,12 +216,11 @@ impl Relay {
         if flows.contains_key(&key) {
             return Err(busy("this worker has no name for it"));
         }
-        let now = Instant::now();
         let flow = Arc::new(Flow {
             node,
             socket,
-            budget: Mutex::new(Budget::new(&self.limits, now)),
-            heard: Mutex::new(now),
+            budget: Mutex::new(self.budget()),
+            heard: Mutex::new(Instant::now()),
         });
         flows.insert(key, flow.clone());
         Ok(Carried {
@@ -227,6 +228,15 @@ impl Relay {
             key,
             flow,
         })
+    }
+
+    fn budget(&self) -> Bucket {
+        let RelayLimits {
+            bytes_per_sec,
+            burst,
+            ..
+        } = self.limits;
+        Bucket::new(bytes_per_sec, burst, clock::now())
     }
 
     fn room_for(&self, node: NodeId) -> Result<(), Refusal> {
@@ -264,7 +274,7 @@ impl Relay {
         if inner.len() > MAX_PACKET_LEN {
             return dropped("long");
         }
-        if !lock(&carried.flow.budget).takes(inner.len(), Instant::now()) {
+        if !lock(&carried.flow.budget).takes(inner.len() as u64, clock::now()) {
             return dropped("rate");
         }
         match channel.send(joined(carried.key.1, inner)) {
@@ -310,44 +320,6 @@ async fn connect(from: IpAddr, to: SocketAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind(SocketAddr::new(ip, 0)).await?;
     socket.connect(to).await?;
     Ok(socket)
-}
-
-/// A token bucket, in bytes.
-#[derive(Debug)]
-struct Budget {
-    bytes: u64,
-    burst: u64,
-    per_sec: u64,
-    /// Up to when the bucket has been filled.
-    at: Instant,
-}
-
-impl Budget {
-    fn new(limits: &RelayLimits, now: Instant) -> Self {
-        Self {
-            bytes: limits.burst.into(),
-            burst: limits.burst.into(),
-            per_sec: u64::from(limits.bytes_per_sec).max(1),
-            at: now,
-        }
-    }
-
-    /// Whether `len` bytes may pass now.
-    fn takes(&mut self, len: usize, now: Instant) -> bool {
-        let nanos = u64::try_from(now.saturating_duration_since(self.at).as_nanos());
-        let gained = nanos.unwrap_or(u64::MAX).saturating_mul(self.per_sec) / 1_000_000_000;
-        if gained > 0 {
-            self.bytes = self.bytes.saturating_add(gained).min(self.burst);
-            self.at = now;
-        }
-        match self.bytes.checked_sub(len as u64) {
-            Some(left) => {
-                self.bytes = left;
-                true
-            }
-            None => false,
-        }
-    }
 }
 
 /// A way to the coordinator over another worker. It ends when this is dropped.
@@ -577,28 +549,5 @@ mod tests {
         assert!(!Relay::is_relayed(b"") && !Relay::is_relayed(&[1, 0, 0, 0, 7]));
         assert_eq!(split(&packet[..HEADER_LEN - 1]), None);
         assert_eq!(split(&[2, 0, 0, 0, 7, 1]), None);
-    }
-
-    #[test]
-    fn a_path_carries_its_burst_at_once_and_its_rate_after_that() {
-        let limits = RelayLimits {
-            bytes_per_sec: 1_000,
-            burst: 2_000,
-            ..RelayLimits::default()
-        };
-        let now = Instant::now();
-        let mut budget = Budget::new(&limits, now);
-        assert!(budget.takes(1_500, now));
-        assert!(!budget.takes(501, now), "more than is left");
-        assert!(budget.takes(500, now));
-        // However often it is asked, nothing is gained but by time.
-        for ms in 1..=500 {
-            let at = now + Duration::from_millis(ms);
-            assert!(!budget.takes(501, at), "{ms} ms");
-        }
-        assert!(budget.takes(500, now + Duration::from_millis(500)));
-        let later = now + Duration::from_secs(60);
-        assert!(budget.takes(2_000, later));
-        assert!(!budget.takes(1, later), "no more than the burst is saved");
     }
 }

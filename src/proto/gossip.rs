@@ -49,6 +49,7 @@ use crate::catalog::{HeadVerifier, VerifiedHead};
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::identity::NodeId;
 use crate::proto::Time;
+use crate::proto::bucket::Bucket;
 use crate::proto::limit::{
     FIRST_ANNOUNCE_BACKOFF, FIRST_SYNC, HEADS_EVERY, MAX_GENERATION, MAX_GOSSIP_PACKET, MAX_PROBE,
     MAX_REMEMBERED, MAX_SEEDS, MEMBERS_PER_PART, MIN_PROBE, REMEMBER_DEAD, REMEMBER_EVERY,
@@ -260,7 +261,7 @@ pub struct Gossip {
     up: BTreeMap<NodeId, Member>,
     /// The generation that each member last showed itself, over its own connection.
     shown: BTreeMap<NodeId, u64>,
-    quotas: BTreeMap<NodeId, Quota>,
+    quotas: BTreeMap<NodeId, Bucket>,
     barred: BTreeSet<NodeId>,
     heads: Heads,
     timers: Timers,
@@ -284,12 +285,6 @@ struct Seed {
     addr: String,
     /// Who was there last.
     node: Option<NodeId>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Quota {
-    left: u32,
-    at: Time,
 }
 
 impl Gossip {

@@ -1,15 +1,15 @@
 //! What comes from others, and what of it may be true.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use foca::{AccumulatingRuntime, State};
 
 use super::member::{Packet, Update, read_update};
-use super::{Gossip, HEADS, MEMBERSHIP, Output, Quota};
+use super::{Gossip, HEADS, MEMBERSHIP, Output};
 use crate::codec::{DecodeError, Reader};
 use crate::identity::NodeId;
 use crate::proto::Time;
+use crate::proto::bucket::Bucket;
 use crate::proto::limit::{
     MAX_GENERATION, MAX_GENERATION_STEP, MAX_GOSSIP_BURST, MAX_GOSSIP_PACKET, MAX_GOSSIP_PER_SEC,
     MAX_HEARD_GENERATION, MAX_MEMBERS, MEMBERS_PER_PART,
@@ -50,19 +50,15 @@ impl Gossip {
         }
         if self.quotas.len() >= MAX_MEMBERS && !self.quotas.contains_key(&from) {
             // Who has been silent for a while has its whole quota anyway.
-            self.quotas
-                .retain(|_, quota| now.since(quota.at) < Duration::from_secs(10));
+            self.quotas.retain(|_, quota| !quota.is_full(now));
         }
-        let full = Quota {
-            left: MAX_GOSSIP_BURST,
-            at: now,
-        };
         if self.quotas.len() >= MAX_MEMBERS && !self.quotas.contains_key(&from) {
             self.counters.throttled += 1;
             return false;
         }
-        let quota = self.quotas.entry(from).or_insert(full);
-        if !quota.take(now) {
+        let full = || Bucket::new(MAX_GOSSIP_PER_SEC, MAX_GOSSIP_BURST, now);
+        let quota = self.quotas.entry(from).or_insert_with(full);
+        if !quota.takes(1, now) {
             self.counters.throttled += 1;
             return false;
         }
@@ -215,20 +211,5 @@ impl Gossip {
         let mut runtime = AccumulatingRuntime::new();
         let result = self.foca.apply_many(gone.into_iter(), true, &mut runtime);
         self.finish(result, runtime, now, out);
-    }
-}
-
-impl Quota {
-    fn take(&mut self, now: Time) -> bool {
-        let micros = now.since(self.at).as_micros();
-        let earned = micros * u128::from(MAX_GOSSIP_PER_SEC) / 1_000_000;
-        if earned > 0 {
-            let earned = u32::try_from(earned).unwrap_or(u32::MAX);
-            self.left = self.left.saturating_add(earned).min(MAX_GOSSIP_BURST);
-            self.at = now;
-        }
-        let may = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        may
     }
 }
