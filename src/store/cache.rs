@@ -388,8 +388,7 @@ impl WorkerStore {
     /// # Errors
     /// [`StoreError`].
     pub fn keep_members(&self, bytes: &[u8]) -> Result<(), StoreError> {
-        let _writer = self.writer();
-        Meta::of(&**self.store()).set_members(bytes)
+        self.change(|store| Meta::of(store).set_members(bytes))
     }
 
     /// Makes everything so far survive the end of the process, and the mark a power cut.

@@ -753,6 +753,11 @@ impl Engine {
         lock(&self.peers).passing(id, addr)
     }
 
+    /// Remembers where other workers are.
+    pub(super) fn keep_members(&self, members: Vec<u8>) {
+        self.saver.keep_members(members);
+    }
+
     /// These are the members from now on.
     pub(super) fn set_peers(self: &Arc<Self>, members: Vec<Neighbour>) {
         lock(&self.peers).set(&members);

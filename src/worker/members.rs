@@ -282,12 +282,7 @@ impl Members {
 
     fn keep(&self, remembered: &Remembered) {
         if let Some(engine) = self.engine.upgrade() {
-            let bytes = remembered.to_bytes();
-            self.handle.spawn_blocking(move || {
-                if let Err(error) = engine.store().keep_members(&bytes) {
-                    tracing::warn!(%error, "the addresses of other workers are not kept");
-                }
-            });
+            engine.keep_members(remembered.to_bytes());
         }
     }
 

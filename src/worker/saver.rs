@@ -57,6 +57,8 @@ struct Waiting {
     bytes: u64,
     /// Written with the next tick; only the newest counts.
     anchor: Option<KeptAnchor>,
+    /// The same of the addresses of other workers.
+    members: Option<Vec<u8>>,
     /// Not in the queue either: what names were is to be forgotten before the next write.
     forget_held: bool,
     /// The newest copy of the catalog, and what the disk has of it; `None`: nothing of use.
@@ -153,6 +155,11 @@ impl Saver {
     /// Remembers up to when the catalog reflects everything, within [`FLUSH_EVERY`].
     pub(super) fn keep_anchor(&self, anchor: KeptAnchor) {
         self.shared.lock().anchor = Some(anchor);
+    }
+
+    /// Remembers where other workers are, within [`FLUSH_EVERY`].
+    pub(super) fn keep_members(&self, members: Vec<u8>) {
+        self.shared.lock().members = Some(members);
     }
 
     /// Keeps a copy of the catalog, soon.
@@ -341,6 +348,7 @@ fn run(
                     write_anchor(shared, keeper);
                     note_copy(keeper.sync());
                 }
+                dirty |= write_members(store, shared);
                 if dirty {
                     let flushed = store.flush();
                     dirty = flushed.is_err();
@@ -360,6 +368,7 @@ fn run(
         write_copy(shared, keeper.as_deref_mut());
     }
     note(forget_held(store, shared));
+    write_members(store, shared);
     write_copy(shared, keeper.as_deref_mut());
     if let Some(keeper) = &mut keeper {
         write_anchor(shared, keeper);
@@ -397,6 +406,15 @@ fn write_copy(shared: &Shared, keeper: Option<&mut Keeper>) {
     if let Some((replica, after)) = copy {
         note_copy(keeper.keep(&replica, after));
     }
+}
+
+/// Says whether there was something to write.
+fn write_members(store: &WorkerStore, shared: &Shared) -> bool {
+    let members = shared.lock().members.take();
+    let written = members.map(|members| store.keep_members(&members));
+    let is_some = written.is_some();
+    note(written.unwrap_or(Ok(())));
+    is_some
 }
 
 fn write_anchor(shared: &Shared, keeper: &mut Keeper) {

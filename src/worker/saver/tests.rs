@@ -209,3 +209,24 @@ fn a_clock_ticks_however_many_jobs_come_and_tells_when_none_did() {
     drop(queue);
     assert!(matches!(clock.wait(), Wake::Ended));
 }
+
+#[test]
+fn the_newest_of_what_is_known_of_other_workers_is_written_with_the_tick_and_at_the_end() {
+    let store = WorkerStore::in_memory(64 << 20);
+    let shared = Shared::default();
+    let kept = |store: &WorkerStore| store.members().expect("a store");
+    shared.lock().members = Some(b"old".to_vec());
+    shared.lock().members = Some(b"new".to_vec());
+    let before = |store: &WorkerStore| assert_eq!(kept(store), None);
+    let after = |store: &WorkerStore| {
+        assert_eq!(kept(store), Some(b"new".to_vec()));
+        shared.lock().members = Some(b"last".to_vec());
+    };
+    let steps = vec![
+        Step::Look(&before),
+        Step::Tick { quiet: false },
+        Step::Look(&after),
+    ];
+    play(&store, &shared, steps);
+    assert_eq!(kept(&store), Some(b"last".to_vec()));
+}
