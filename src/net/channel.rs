@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{Connection, RecvStream};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -38,6 +39,8 @@ pub struct Channel {
     dialled: bool,
     /// Room for streams with packets that fit no datagram.
     streams: Arc<Semaphore>,
+    /// Where those are sent: whoever sends may be on any thread.
+    handle: Handle,
 }
 
 /// A packet that was not sent.
@@ -46,12 +49,18 @@ pub struct Channel {
 pub struct Dropped;
 
 impl Channel {
-    pub(super) fn new(connection: &Connection, uri: Arc<NodeUri>, dialled: bool) -> Self {
+    pub(super) fn new(
+        shared: &Shared,
+        connection: &Connection,
+        uri: Arc<NodeUri>,
+        dialled: bool,
+    ) -> Self {
         Self {
             connection: connection.clone(),
             uri,
             dialled,
             streams: Arc::new(Semaphore::new(MAX_SHORT_STREAMS as usize)),
+            handle: shared.handle.clone(),
         }
     }
 
@@ -101,7 +110,7 @@ impl Channel {
         let permit = self.streams.clone().try_acquire_owned();
         let permit = permit.map_err(|_| Dropped)?;
         let connection = self.connection.clone();
-        tokio::spawn(async move {
+        self.handle.spawn(async move {
             let _ = timeout(SHORT_STREAM_TIMEOUT, send_stream(&connection, &packet)).await;
             drop(permit);
         });

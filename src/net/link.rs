@@ -494,7 +494,7 @@ impl Inner {
         match decode_answer(tag, &header)? {
             Ok(Response::Welcome(welcome)) => {
                 self.vouch(connection, &welcome)?;
-                let channel = Channel::new(connection, Arc::new(uri.clone()), true);
+                let channel = Channel::new(shared, connection, Arc::new(uri.clone()), true);
                 carry(&self.endpoint, &channel);
                 Ok(Up {
                     connection: connection.clone(),

@@ -277,7 +277,10 @@ async fn serve_connection<S: Service>(
             return;
         }
     }
-    carry(shared, &Channel::new(connection, uri.clone(), false));
+    carry(
+        shared,
+        &Channel::new(shared, connection, uri.clone(), false),
+    );
     let sharers = Sharers::new();
     let floor = shared.options.limits.floor;
     while let Ok(stream) = connection.accept_bi().await {
