@@ -116,11 +116,10 @@ impl Askers {
 impl Crowd {
     /// Those with room that the asker knows already, then those that asked first.
     fn point(&mut self, last: &[NodeId], is_there: impl Fn(NodeId) -> bool) -> Turn {
-        let known = |holder: &Holder| !last.contains(&holder.node);
-        let mut order: Vec<_> = (0..self.open.len()).collect();
-        order.sort_by_key(|&index| known(&self.open[index]));
+        let known = |&index: &usize| last.contains(&self.open[index].node);
+        let all = || 0..self.open.len();
+        let order = all().filter(known).chain(all().filter(|at| !known(at)));
         let mut chosen: Vec<_> = order
-            .into_iter()
             .filter(|&index| is_there(self.open[index].node))
             .take(HOLDERS_NAMED)
             .collect();
@@ -130,7 +129,13 @@ impl Crowd {
             self.open[index].first += usize::from(place == 0);
         }
         let named: Vec<_> = chosen.iter().map(|&index| self.open[index].node).collect();
-        self.open.retain(|holder| holder.named < MAX_TIMES_NAMED);
+        // From the back, so that what is left keeps its place.
+        chosen.sort_unstable();
+        for index in chosen.into_iter().rev() {
+            if self.open[index].named >= MAX_TIMES_NAMED {
+                self.open.remove(index);
+            }
+        }
         match named.is_empty() {
             true => Turn::Give,
             false => Turn::Point(named),

@@ -181,7 +181,10 @@ impl Book {
             uri: self.uri(member.id).cloned(),
             addr: member.addr,
             standing: *standing,
-            rtt: self.channel(member.id).map(|channel| channel.rtt()),
+            rtt: self
+                .channel(member.id)
+                .filter(|_| *standing != Standing::Down)
+                .map(|channel| channel.rtt()),
         };
         standings.iter().map(known).collect()
     }
