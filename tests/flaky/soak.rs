@@ -172,9 +172,12 @@ impl Cluster {
 
     fn halt(&mut self, scene: &Scene, nodes: &[usize]) {
         for number in nodes {
-            if let Some(daemon) = &self.daemons[number - 1] {
+            let Some(daemon) = &self.daemons[number - 1] else {
+                continue;
+            };
+            // One that stands still already would never be seen to stop once more.
+            if self.stopped.insert(*number) {
                 daemon.signal(Signal::STOP);
-                self.stopped.insert(*number);
             }
         }
         self.tell_stopped(scene);
