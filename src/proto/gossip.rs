@@ -25,6 +25,7 @@ mod heads;
 mod join;
 mod leaf;
 mod member;
+mod near;
 mod receive;
 mod remembered;
 mod timer;
@@ -65,6 +66,8 @@ const HEADS: u8 = 2;
 const SMALLEST: u32 = 20;
 /// Heads that answer heads are not answered again.
 const IS_ANSWER: u8 = 1;
+/// After a member that had to be dialled for it, the next probe waits this many times as long.
+const AFRESH: u32 = 4;
 
 /// How a node starts.
 #[derive(Debug, Clone)]
@@ -100,6 +103,8 @@ pub enum Input<'a> {
         /// Its address there; where it listens, if this node has dialled it.
         addr: SocketAddr,
     },
+    /// No connection with a worker is left.
+    Disconnected(NodeId),
     /// The seed of an [`Output::Reach`] was reached.
     Reached {
         /// Which one.
@@ -259,6 +264,10 @@ pub struct Gossip {
     leaves: BTreeSet<NodeId>,
     /// Who is there, as far as this node knows.
     up: BTreeMap<NodeId, Member>,
+    /// With whom there is a connection, members and others.
+    connected: BTreeSet<NodeId>,
+    /// The last probe went to a member without a connection, which costs a handshake.
+    probed_afresh: bool,
     /// The generation that each member last showed itself, over its own connection.
     shown: BTreeMap<NodeId, u64>,
     quotas: BTreeMap<NodeId, Bucket>,
@@ -319,6 +328,8 @@ impl Gossip {
             attached: BTreeMap::new(),
             leaves: BTreeSet::new(),
             up: BTreeMap::new(),
+            connected: BTreeSet::new(),
+            probed_afresh: false,
             shown: BTreeMap::new(),
             quotas: BTreeMap::new(),
             barred: BTreeSet::new(),
@@ -413,9 +424,13 @@ impl Gossip {
                 }
             }
             Input::Connected { node, addr } => {
+                self.connected.insert(node);
                 let to = self.up.get(&node).copied();
                 let to = to.unwrap_or(Member::new(node, addr, 0));
                 out.extend(self.told(to, 0));
+            }
+            Input::Disconnected(node) => {
+                self.connected.remove(&node);
             }
             Input::Reached {
                 seed,
@@ -482,14 +497,14 @@ impl Gossip {
             Chore::Announce => self.announce(now, out),
             Chore::Renew => self.renew(now, out),
             Chore::Sync => {
-                out.extend(self.any_member().map(Output::SyncWith));
+                out.extend(self.near_member().map(Output::SyncWith));
                 out.extend(self.missing_seed().map(Output::Reach));
                 let pause = self.jittered(self.sync_pause);
                 self.timers.set(Chore::Sync, now + pause);
                 self.sync_pause = (self.sync_pause * 2).min(SYNC_EVERY);
             }
             Chore::Heads => {
-                if let Some(to) = self.any_member() {
+                if let Some(to) = self.near_member() {
                     out.extend(self.told(to, 0));
                 }
                 self.timers.set(Chore::Heads, now + HEADS_EVERY);
@@ -595,15 +610,13 @@ impl Gossip {
         if let Err(_error) = result {
             self.counters.refused += 1;
         }
+        let mut free = None;
         while let Some((to, packet)) = runtime.to_send() {
             // Lives of this node that are over are among the dead that foca looks after.
             if to.id == self.own().id || self.barred.contains(&to.id) {
                 continue;
             }
-            let mut bytes = Vec::with_capacity(packet.len() + 1);
-            bytes.push(MEMBERSHIP);
-            bytes.extend_from_slice(&packet);
-            out.push(Output::Send { to, bytes });
+            out.push(self.routed(to, &packet, &mut free));
         }
         while let Some((after, timer)) = runtime.to_schedule() {
             let after = self.stretched(&timer, after);
@@ -618,6 +631,7 @@ impl Gossip {
     fn stretched(&self, timer: &Timer<Member>, after: Duration) -> Duration {
         match timer {
             Timer::SendIndirectProbe { .. } => self.probe,
+            Timer::ProbeRandomMember(_) if self.probed_afresh => self.probe * 2 * AFRESH,
             Timer::ProbeRandomMember(_) => self.probe * 2,
             Timer::ChangeSuspectToDown { .. } => {
                 after.mul_f64(self.probe.as_secs_f64() / MIN_PROBE.as_secs_f64())
@@ -685,8 +699,7 @@ impl Gossip {
 /// Foca's numbers for a cluster of this size: those of its LAN profile, whose times the machine
 /// stretches where round trips are long. Dead members are asked more often than there, since that
 /// is how two halves of a cluster find each other after a cut. News go to fewer at a time: heads are
-/// sent at once anyway, lists over streams, and each node that is talked to for the first time costs
-/// both a handshake, of which a cluster that starts all at once would do nothing else.
+/// sent at once anyway, and lists over streams.
 fn tuned(members: u32) -> foca::Config {
     const TWO: NonZeroUsize = NonZeroUsize::new(2).unwrap();
     const FEW: NonZeroUsize = NonZeroUsize::new(3).unwrap();

@@ -364,6 +364,10 @@ pub const MAX_REMEMBERED: usize = 256;
 /// Members in one part of the list that two nodes compare over a stream: about 24 KiB.
 pub const MEMBERS_PER_PART: usize = 512;
 
+/// Members with a connection that are enough to spread news: every node chooses so many at random,
+/// so that the graph of connections does not fall apart.
+pub const ENOUGH_NEIGHBOURS: usize = 4;
+
 /// The first comparison after joining comes at once, the next after this; doubled each time, up
 /// to [`SYNC_EVERY`].
 pub const FIRST_SYNC: Duration = Duration::from_secs(1);

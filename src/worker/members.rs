@@ -339,11 +339,14 @@ impl Carrier for Ear {
             return;
         };
         let node = channel.uri().id();
-        let (was_leaf, was_attached) = members.book().down(channel);
-        if was_leaf {
+        let ended = members.book().down(channel);
+        if ended.was_last {
+            members.drive(Input::Disconnected(node));
+        }
+        if ended.was_leafs {
             members.drive(Input::Leaf { node, there: false });
         }
-        if was_attached {
+        if ended.was_attached {
             members.drive(Input::Attached { node, there: false });
         }
     }

@@ -169,12 +169,7 @@ impl Gossip {
         })
     }
 
-    pub(super) fn any_member(&mut self) -> Option<Member> {
-        let place = self.any_of(self.up.len())?;
-        self.up.values().nth(place).copied()
-    }
-
-    fn any_of(&mut self, count: usize) -> Option<usize> {
+    pub(super) fn any_of(&mut self, count: usize) -> Option<usize> {
         (count > 0).then(|| self.rng.random_range(0..count))
     }
 

@@ -113,7 +113,7 @@ pub(super) fn read_update(r: &mut Reader<'_>) -> Result<Update, DecodeError> {
     Ok(Update::new(id, incarnation, state))
 }
 
-fn write_header(header: &Header<Member>, w: &mut Writer) {
+pub(super) fn write_header(header: &Header<Member>, w: &mut Writer) {
     header.src.write(w);
     w.u16(header.src_incarnation);
     header.dst.write(w);
@@ -150,7 +150,7 @@ fn with<'a>(w: &'a mut Writer, tag: u8, number: u8, member: &Member) -> &'a mut 
     w
 }
 
-fn read_header(r: &mut Reader<'_>) -> Result<Header<Member>, DecodeError> {
+pub(super) fn read_header(r: &mut Reader<'_>) -> Result<Header<Member>, DecodeError> {
     let src = Member::read(r)?;
     let src_incarnation = r.u16()?;
     let dst = Member::read(r)?;

@@ -43,6 +43,17 @@ pub(super) struct Book {
     uris: BTreeMap<NodeId, NodeUri>,
 }
 
+/// A connection that has ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ended {
+    /// There is no other with that node.
+    pub(super) was_last: bool,
+    /// The node is a leaf.
+    pub(super) was_leafs: bool,
+    /// This node was attached over it.
+    pub(super) was_attached: bool,
+}
+
 impl Book {
     /// A connection; gives what has waited for it.
     pub(super) fn up(&mut self, channel: &Channel) -> VecDeque<Bytes> {
@@ -52,8 +63,8 @@ impl Book {
         self.waiting.remove(&node).unwrap_or_default()
     }
 
-    /// Whether it was a leaf's, and whether this node was attached over it.
-    pub(super) fn down(&mut self, channel: &Channel) -> (bool, bool) {
+    /// What the end of a connection means.
+    pub(super) fn down(&mut self, channel: &Channel) -> Ended {
         let node = channel.uri().id();
         if let Some(channels) = self.channels.get_mut(&node) {
             channels.retain(|other| other.id() != channel.id());
@@ -61,9 +72,11 @@ impl Book {
                 self.channels.remove(&node);
             }
         }
-        let was_leaf = self.leaves.remove(&channel.id());
-        let was_attached = channel.is_dialled() && self.attached.remove(&node).is_some();
-        (was_leaf, was_attached)
+        Ended {
+            was_last: !self.channels.contains_key(&node),
+            was_leafs: self.leaves.remove(&channel.id()),
+            was_attached: channel.is_dialled() && self.attached.remove(&node).is_some(),
+        }
     }
 
     /// The newest connection with a node.
