@@ -75,6 +75,9 @@ struct Args {
     /// Rounds of each measure [default: 16, with --quick 4].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rounds: Option<u32>,
+    /// How many workers a swarm has; may be given several times.
+    #[arg(long, value_name = "N", default_values_t = swarm::WORKERS, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    swarm: Vec<u16>,
     /// Where the bytes and the order of reads come from.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -214,7 +217,7 @@ fn main() -> anyhow::Result<()> {
             Measure::Idle => idle::measure(dir.path(), effort)?,
             Measure::Names => names::measure(dir.path(), effort)?,
             Measure::Loss => loss::measure(dir.path(), effort)?,
-            Measure::Swarm => swarm::measure(dir.path(), effort)?,
+            Measure::Swarm => swarm::measure(dir.path(), effort, &args.swarm)?,
         };
         if !args.json {
             print!("{measured}");

@@ -31,8 +31,8 @@ use crate::report::{Aim, Grid, Measured};
 use crate::sample::{Sample, median};
 use crate::site;
 
-/// How many workers there are.
-const WORKERS: [usize; 2] = [50, 200];
+/// How many workers there are, unless it is said.
+pub(crate) const WORKERS: [u16; 2] = [50, 200];
 
 /// Workers in one process.
 const PER_PROCESS: usize = 50;
@@ -57,7 +57,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const BARE: Controller = Controller::Bbr;
 
 /// Runs the measure with what it needs on disk in `dir`.
-pub(crate) fn measure(dir: &Path, effort: Effort) -> anyhow::Result<Measured> {
+pub(crate) fn measure(dir: &Path, effort: Effort, workers: &[u16]) -> anyhow::Result<Measured> {
     let mut measured =
         Measured::new("Swarm: empty workers that all start at once and read 100 x 4 KiB");
     let mut grid = Grid::new(
@@ -74,7 +74,7 @@ pub(crate) fn measure(dir: &Path, effort: Effort) -> anyhow::Result<Measured> {
         .to_vec(),
     );
     let mut ratios = Vec::new();
-    for workers in WORKERS {
+    for workers in workers.iter().copied().map(usize::from) {
         for path in [Way::Loopback, Way::Slow] {
             if path == Way::Slow
                 && let Err(missing) = probe()
