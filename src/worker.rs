@@ -32,11 +32,11 @@ pub(crate) use self::head::PinnedKeys;
 use self::members::Members;
 use crate::answer::{Answer, Freshness, GetError, Query, Target};
 use crate::api::Api;
-use crate::config::{StoreChoice, WorkerConfig};
+use crate::config::{Membership, StoreChoice, WorkerConfig};
 use crate::daemon::{self, RunError};
 use crate::identity::Role;
 use crate::net::{Congestion, Endpoint, EndpointOptions, Limits, Port, Runtime};
-use crate::proto::wire::SessionId;
+use crate::proto::wire::{Peering, SessionId};
 use crate::proto::worker::Config;
 use crate::spec::{MAX_SPEC_LEN, NameError, SpecName};
 use crate::store::cache::{self, WorkerStore};
@@ -205,8 +205,7 @@ impl Worker {
             sid: SessionId::new(rand::random()),
             lease: config.lease,
             prefetch: config.prefetch,
-            // Who is pointed elsewhere has to be one whom others may know.
-            follows: role == Role::Worker,
+            peering: peering(config, role),
             relay: config.relay,
         };
         let engine = Engine::new(&machine, Arc::new(store), endpoint, runtime.handle())?;
@@ -340,6 +339,19 @@ async fn keep_links(engine: std::sync::Weak<Engine>) {
         }
         drop(engine);
         tokio::time::sleep(KEEP_EVERY).await;
+    }
+}
+
+/// How a worker takes part in passing bytes on. Who is pointed elsewhere has to be one whom others
+/// may know; where it is reached is not said here, so an address that was given by hand counts only
+/// once membership has told it.
+fn peering(config: &WorkerConfig, role: Role) -> Peering {
+    let is_heard = |membership: &Membership| membership.advertise.is_none();
+    let gives = config.membership.as_ref().is_some_and(is_heard) && config.upload_limit != Some(0);
+    match (role, gives) {
+        (Role::Worker, true) => Peering::Gives,
+        (Role::Worker, false) => Peering::Takes,
+        _ => Peering::Alone,
     }
 }
 

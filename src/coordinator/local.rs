@@ -14,7 +14,8 @@ use crate::bridge::http;
 use crate::catalog::Revision;
 use crate::proto::code::{Code, Refusal};
 use crate::proto::wire::{
-    GetLog, List, Listing, Log, Pin, Pinned, Pins, Publish, PublishedRev, Resolve, ResolveName,
+    GetLog, List, Listing, Log, Peering, Pin, Pinned, Pins, Publish, PublishedRev, Resolve,
+    ResolveName,
 };
 use crate::spec::{Spec, SpecHash, Syntax};
 use crate::{clock, daemon};
@@ -100,7 +101,7 @@ impl Node {
                 let (opening, versions) = view.resolve(&Resolve {
                     at,
                     names,
-                    peers: false,
+                    peering: Peering::Alone,
                 })?;
                 let version = versions.into_iter().flatten().next();
                 let spec = match version.and_then(|version| version.content.hash()) {

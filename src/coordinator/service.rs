@@ -4,14 +4,15 @@ use bytes::Bytes;
 
 use super::Node;
 use crate::catalog::SessionClaim;
+use crate::identity::Role;
 use crate::net::{Gone, Peer, Reply, Service, SessionKey};
 use crate::proto::code::{Code, Refusal};
 use crate::proto::coordinator::Input;
 use crate::proto::limit::RECORDS_PER_PART;
 use crate::proto::replica;
 use crate::proto::wire::{
-    Blob, GetBlob, GetCatalog, HeadBytes, Holders, Leave, Meet, Met, Missing, Outcome, ProofBytes,
-    PutBlob, Request, Resolve, Response, Status, Watch,
+    Blob, GetBlob, GetCatalog, HeadBytes, Holders, Leave, Meet, Met, Missing, Outcome, Peering,
+    ProofBytes, PutBlob, Request, Resolve, Response, Status, Watch,
 };
 use crate::spec::{Spec, SpecHash, Syntax};
 
@@ -132,6 +133,9 @@ impl Serving {
         reply: &mut Reply,
     ) -> Result<(), Trouble> {
         let engine = self.0.catalog()?;
+        if resolve.peering == Peering::Gives && peer.uri.role() == Role::Worker {
+            self.0.whereabouts.hear(&peer.uri, peer.addr);
+        }
         let (opening, versions) = engine.view().resolve(&resolve)?;
         reply.send(&Response::Resolved(opening)).await?;
         for (asked, version) in resolve.names.iter().zip(versions) {
@@ -139,7 +143,7 @@ impl Serving {
             let hash = content.and_then(|content| content.hash());
             let version = version.map(Into::into);
             let wanted = hash.filter(|_| asked.body && asked.if_hash != hash);
-            let ask = match wanted.filter(|_| resolve.peers) {
+            let ask = match wanted.filter(|_| resolve.peering > Peering::Alone) {
                 Some(hash) => self.0.point(peer, hash),
                 None => Vec::new(),
             };

@@ -83,12 +83,15 @@ pub const MAX_ASKED_BODIES: usize = 4_096;
 /// Askers of all those bodies together: about 10 MiB. The oldest bodies are forgotten first.
 pub const MAX_ASKERS: usize = 65_536;
 
-/// A worker that was pointed at others gives them this long before it asks the coordinator after
-/// all, unless all of them have failed before.
-pub const POINTED_PATIENCE: Duration = Duration::from_secs(1);
+/// A worker that was pointed at others gives them this long at least before it asks the coordinator
+/// after all, unless all of them have failed before; or twice what the coordinator has taken to point
+/// it there, if that is more,
+pub const POINTED_PATIENCE: Duration = Duration::from_secs(2);
+/// and this long at most.
+pub const MAX_POINTED_PATIENCE: Duration = Duration::from_secs(8);
 
 /// How long a worker holds a question for a body that is on its way to it.
-pub const MAX_HOLD: Duration = Duration::from_secs(2);
+pub const MAX_HOLD: Duration = MAX_POINTED_PATIENCE;
 
 /// Questions for one body that a worker holds; a further asker is told
 /// [`Busy`](super::code::Code::Busy) and asks another.

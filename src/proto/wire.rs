@@ -28,8 +28,8 @@ pub use self::publish::{
     Waited,
 };
 pub use self::read::{
-    Blob, GetBlob, GetLog, Holder, Holders, List, Listing, Log, LogEntry, Outcome, Resolve,
-    ResolveName, Resolved, Status, WireVersion,
+    Blob, GetBlob, GetLog, Holder, Holders, List, Listing, Log, LogEntry, Outcome, Peering,
+    Resolve, ResolveName, Resolved, Status, WireVersion,
 };
 use crate::catalog::SignedHead;
 use crate::proto::code::{Refusal, WireRefusal};

@@ -60,8 +60,8 @@ use crate::proto::limit::{MAX_READS, MAX_USED};
 use crate::proto::mutant::mutant;
 use crate::proto::replica::Replica;
 use crate::proto::wire::{
-    CatalogDiff, Delta, GetCatalog, GetDelta, Grant, PrepAck, Prepare, Renew, Resolve, Resolved,
-    SessionId,
+    CatalogDiff, Delta, GetCatalog, GetDelta, Grant, Peering, PrepAck, Prepare, Renew, Resolve,
+    Resolved, SessionId,
 };
 use crate::spec::{Spec, SpecHash, SpecName};
 
@@ -88,8 +88,8 @@ pub struct Config {
     pub lease: bool,
     /// Which bodies are fetched before anyone asks for them.
     pub prefetch: Prefetch,
-    /// Whether the coordinator may name other workers instead of giving bytes.
-    pub follows: bool,
+    /// Whether the coordinator may name other workers instead of giving bytes, and name this one.
+    pub peering: Peering,
     /// Whether the coordinator is reached over a peer when it cannot be reached directly.
     pub relay: bool,
 }
@@ -428,8 +428,7 @@ pub enum Keep {
 #[derive(Debug, Clone)]
 pub struct Worker {
     sources: Sources,
-    /// The coordinator may name others instead of giving bytes.
-    follows: bool,
+    peering: Peering,
     relay: Relay,
     session: Session,
     sight: Sight,
@@ -581,7 +580,7 @@ impl Worker {
         let out = unwritten.map(Output::Remember).into_iter().collect();
         Self {
             sources: Sources::new(config),
-            follows: config.follows,
+            peering: config.peering,
             relay: Relay::new(config.relay),
             session: Session::new(config.sid, config.lease, config.prefetch, verifier, base),
             sight,

@@ -10,7 +10,7 @@ use super::forward::confused;
 use crate::answer::{Failure, GetError, RunToken};
 use crate::api::pin_ms;
 use crate::clock;
-use crate::proto::wire::{Pin, Pinned, Request, Resolve, Response};
+use crate::proto::wire::{Peering, Pin, Pinned, Request, Resolve, Response};
 use crate::proto::worker::{Input, Mark};
 
 /// How often a run looks whether the replica has reached its revision. The delta is one round
@@ -61,7 +61,7 @@ impl Node {
         let request = Request::Resolve(Resolve {
             at: None,
             names: Vec::new(),
-            peers: false,
+            peering: Peering::Alone,
         });
         let Response::Resolved(opening) = self.forward(request, Bytes::new()).await? else {
             return Err(confused());

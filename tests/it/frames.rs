@@ -8,7 +8,7 @@ use larder::net::{
     Runtime, Wanted,
 };
 use larder::proto::code::Code;
-use larder::proto::wire::{PutBlob, Request, Resolve, ResolveName, Response};
+use larder::proto::wire::{Peering, PutBlob, Request, Resolve, ResolveName, Response};
 use larder::spec::{MAX_SPEC_LEN, Spec, SpecHash};
 use larder::trust::{Identity, IdentityOptions, IdentityPaths};
 
@@ -73,7 +73,7 @@ impl Member {
         let request = Request::Resolve(Resolve {
             at: None,
             names,
-            peers: true,
+            peering: Peering::Takes,
         });
         let answer = self.call(&request, Bytes::new(), async |mut exchange| {
             let opening = exchange.next().await?;

@@ -7,7 +7,7 @@ use crate::proto::code::{CloseCode, Code};
 use crate::proto::limit::MAX_FRAME_LEN;
 use crate::proto::role::{Kind, allowed};
 use crate::proto::wire::{
-    GetLog, Have, List, PrepAck, Publish, PutBlob, Resolve, SessionId, Watch,
+    GetLog, Have, List, Peering, PrepAck, Publish, PutBlob, Resolve, SessionId, Watch,
 };
 
 async fn connect(pair: &Pair, client: &quinn::Endpoint, who: &str) -> quinn::Connection {
@@ -180,7 +180,7 @@ async fn the_role_table_holds_over_the_wire() {
             Request::Resolve(Resolve {
                 at: None,
                 names: vec![],
-                peers: false,
+                peering: Peering::Alone,
             }),
         ),
         (Kind::GetBlob, get_blob(1)),

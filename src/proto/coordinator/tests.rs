@@ -3,7 +3,7 @@
 use super::*;
 use crate::catalog::{Content, Epoch, HeadKey};
 use crate::proto::limit::DEFAULT_LEASE;
-use crate::proto::wire::{GetLog, List, PublishName, Resolve, ResolveName};
+use crate::proto::wire::{GetLog, List, Peering, PublishName, Resolve, ResolveName};
 use crate::spec::SpecName;
 
 const NOW: Time = Time::from_micros(0);
@@ -630,7 +630,7 @@ fn readers_get_one_revision_for_all_names() {
                 body: true,
             })
             .into(),
-        peers: false,
+        peering: Peering::Alone,
     };
     let (now, versions) = view.resolve(&resolve(None)).expect("resolved");
     assert_eq!(now.rev.get(), 2);

@@ -16,8 +16,21 @@ pub struct Resolve {
     /// At most [`MAX_NAMES_PER_RESOLVE`](crate::proto::limit::MAX_NAMES_PER_RESOLVE) names; none
     /// asks only which revision is the newest.
     pub names: Vec<ResolveName>,
-    /// The asker can get bytes from other workers if it is told which.
-    pub peers: bool,
+    /// What other workers can do for the asker, and it for them.
+    pub peering: Peering,
+}
+
+/// How an asker takes part in passing bytes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub enum Peering {
+    /// Not at all.
+    #[default]
+    Alone,
+    /// It gets bytes from other workers if it is told which.
+    Takes,
+    /// It also gives them, at the address that its packets come from, unless a
+    /// [`Meet`](super::Meet) says another one.
+    Gives,
 }
 
 /// One name of a [`Resolve`].

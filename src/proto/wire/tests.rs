@@ -37,7 +37,7 @@ fn requests() -> Vec<Request> {
                     body: false,
                 },
             ],
-            peers: true,
+            peering: Peering::Takes,
         }),
         Request::GetBlob(GetBlob { hash, force: true }),
         Request::Have(Have {

@@ -6,8 +6,9 @@ use crate::answer::{GetError, Hop, HopFailure};
 use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::code::Code;
-use crate::proto::limit::{HEDGE_DEFAULT, HOLDERS_NAMED, POINTED_PATIENCE};
+use crate::proto::limit::{HEDGE_DEFAULT, HOLDERS_NAMED, MAX_POINTED_PATIENCE, POINTED_PATIENCE};
 use crate::proto::mutant::mutant;
+use crate::proto::wire::Peering;
 use crate::proto::worker::names::damaged;
 use crate::proto::worker::sources::Wish;
 use crate::proto::worker::{
@@ -26,8 +27,8 @@ pub(super) struct Fetch {
     tried: Vec<Source>,
     /// Whom the coordinator named instead of giving the bytes.
     hinted: Vec<NodeId>,
-    /// When it did.
-    pointed_at: Option<Time>,
+    /// Until when those have it for themselves.
+    theirs_until: Option<Time>,
     /// Sources that were given a second try over a new connection.
     retried: Vec<Source>,
     hops: Vec<HopFailure>,
@@ -51,7 +52,7 @@ impl Fetch {
             active: Vec::new(),
             tried: Vec::new(),
             hinted: Vec::new(),
-            pointed_at: None,
+            theirs_until: None,
             retried: Vec::new(),
             hops: Vec::new(),
             hedge_at: None,
@@ -71,12 +72,12 @@ impl Fetch {
     /// others.
     fn is_fresh(&self) -> bool {
         let asked = [self.tried.len(), self.active.len(), self.hops.len()];
-        self.pointed_at.is_none() && asked == [0; 3]
+        self.theirs_until.is_none() && asked == [0; 3]
     }
 
     /// Until when the coordinator is not asked, while others are that it has named.
     fn patience(&self, next: Source, now: Time) -> Option<Time> {
-        let until = self.pointed_at? + POINTED_PATIENCE;
+        let until = self.theirs_until?;
         let waits = !next.is_peer() && !self.active.is_empty() && now < until;
         waits.then_some(until)
     }
@@ -189,7 +190,7 @@ impl Worker {
             return self.arm_hedge_at(hash, until);
         }
         let force = match source {
-            Source::Coordinator(_) => !self.follows || !fetch.is_fresh(),
+            Source::Coordinator(_) => self.peering == Peering::Alone || !fetch.is_fresh(),
             Source::Peer(_) => !fetch.is_hinted(source),
         };
         let len = fetch.len;
@@ -247,9 +248,9 @@ impl Worker {
         }
     }
 
-    /// The coordinator named others instead of giving the bytes: they are asked first. Where none
-    /// of them can be asked it is asked again, and gives.
-    pub(super) fn point(&mut self, hash: SpecHash, ask: &[Neighbour], now: Time) {
+    /// The coordinator, asked at `since`, named others instead of giving the bytes: they are asked
+    /// first. Where none of them can be asked it is asked again, and gives.
+    pub(super) fn point(&mut self, hash: SpecHash, ask: &[Neighbour], since: Time, now: Time) {
         if !self.fetches.contains_key(&hash) {
             return;
         }
@@ -265,13 +266,22 @@ impl Worker {
             }
         }
         if let Some(fetch) = self.fetches.get_mut(&hash) {
-            fetch.pointed_at = Some(now);
+            // To ask it again takes as long as this has, so it is not worth while before that.
+            let patience = (now.since(since) * 2).clamp(POINTED_PATIENCE, MAX_POINTED_PATIENCE);
+            fetch.theirs_until = Some(now + patience);
         }
     }
 
     /// Takes the names of others for an answer, once per fetch.
-    fn fetch_pointed(&mut self, hash: SpecHash, id: CallId, ask: &[Neighbour], now: Time) {
-        self.point(hash, ask, now);
+    fn fetch_pointed(
+        &mut self,
+        hash: SpecHash,
+        id: CallId,
+        ask: &[Neighbour],
+        since: Time,
+        now: Time,
+    ) {
+        self.point(hash, ask, since, now);
         let Some(fetch) = self.fetches.get_mut(&hash) else {
             return;
         };
@@ -295,7 +305,7 @@ impl Worker {
         let (reason, unreachable) = match event {
             Event::Body(bytes) => return self.fetch_body(hash, id, source, since, bytes, now),
             Event::Pointed(ask) if !source.is_peer() && !self.is_pointed(hash) => {
-                return self.fetch_pointed(hash, id, &ask, now);
+                return self.fetch_pointed(hash, id, &ask, since, now);
             }
             Event::Refused(refusal) if refusal.code == Code::NotFound => {
                 if mutant!(X15) && source.is_peer() {
@@ -333,7 +343,7 @@ impl Worker {
 
     fn is_pointed(&self, hash: SpecHash) -> bool {
         let fetch = self.fetches.get(&hash);
-        fetch.is_some_and(|fetch| fetch.pointed_at.is_some())
+        fetch.is_some_and(|fetch| fetch.theirs_until.is_some())
     }
 
     /// Verifies what a source sent; only right bytes end the fetch.

@@ -265,8 +265,8 @@ impl Worker {
         }
         self.timers
             .insert((now + ANSWER_TIMEOUT, Timer::Answer(call)));
-        let peers = self.follows;
-        let request = Resolve { at, names, peers };
+        let peering = self.peering;
+        let request = Resolve { at, names, peering };
         self.out.push(Output::Resolve {
             call,
             coordinator,
@@ -455,7 +455,7 @@ impl Worker {
                 let hop = self.sources.hop(source);
                 self.settle(version, basis, waiters, hops, hop, now);
                 if let (Some(hash), false) = (version.content.hash(), ask.is_empty()) {
-                    self.point(hash, ask, now);
+                    self.point(hash, ask, call.sent, now);
                 }
             }
         }

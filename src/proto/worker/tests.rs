@@ -23,20 +23,20 @@ struct Desk {
 }
 
 fn desk(coordinators: usize, peers: usize) -> Desk {
-    desk_of(coordinators, peers, false)
+    desk_of(coordinators, peers, Peering::Alone)
 }
 
 /// One whose coordinators may name others instead of giving bytes.
 fn following(coordinators: usize, peers: usize) -> Desk {
-    desk_of(coordinators, peers, true)
+    desk_of(coordinators, peers, Peering::Gives)
 }
 
-fn desk_of(coordinators: usize, peers: usize, follows: bool) -> Desk {
+fn desk_of(coordinators: usize, peers: usize, peering: Peering) -> Desk {
     let addrs = |kind: &str, count: usize| (0..count).map(|n| format!("{kind}{n}")).collect();
     let config = Config {
         coordinators: addrs("c", coordinators),
         peers: addrs("p", peers),
-        follows,
+        peering,
         ..Config::default()
     };
     let verifier = Arc::new(Vec::<crate::catalog::PinnedKey>::new());
@@ -552,7 +552,7 @@ fn strangers() -> [Neighbour; 2] {
 fn pointed(desk: &mut Desk) -> [Source; 2] {
     desk.strict(1, "a");
     let (call, _, request) = desk.resolve();
-    assert!(request.peers);
+    assert_eq!(request.peering, Peering::Gives);
     desk.event(call, opening(1));
     let outcome = Event::Outcome {
         version: Some(version(1, "v")),

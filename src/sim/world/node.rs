@@ -17,7 +17,7 @@ use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
 use crate::proto::replica::Replica;
-use crate::proto::wire::{HeadBytes, SessionId};
+use crate::proto::wire::{HeadBytes, Peering, SessionId};
 use crate::proto::worker::{
     BootId, CallId, Config, Event, HeldRecord, Input, Keep, KeptAnchor, Local, Mark, Neighbour,
     Output, Prefetch, Restored, Sight, SightCell, Source, Ticket, Worker,
@@ -403,7 +403,10 @@ impl World {
             sid,
             lease: true,
             prefetch,
-            follows: self.plan.members,
+            peering: match self.plan.members {
+                true => Peering::Gives,
+                false => Peering::Alone,
+            },
             relay: self.plan.relay,
         };
         let kept = node.kept.clone();

@@ -19,7 +19,7 @@ use crate::proto::coordinator::{
 };
 use crate::proto::limit::MAX_DELTA;
 use crate::proto::replica;
-use crate::proto::wire::{Pinned, Push};
+use crate::proto::wire::{Peering, Pinned, Push};
 use crate::proto::worker::Event;
 use crate::sim::history::{self, Pin, PinId, Place};
 use crate::sim::random::Random;
@@ -428,7 +428,7 @@ impl World {
                             && asked.if_hash != Some(hash)
                             && asked.body
                         {
-                            if resolve.peers {
+                            if resolve.peering > Peering::Alone {
                                 ask = point(hash);
                             }
                             if ask.is_empty() {
