@@ -29,6 +29,7 @@ mod link;
 mod live;
 mod pace;
 mod path;
+mod pulse;
 mod relay;
 mod runtime;
 mod serve;

@@ -311,6 +311,7 @@ fn patience(first_byte: Duration) -> Patience {
     Patience {
         first_byte,
         beyond_rtts: FIRST_BYTE_EXTRA,
+        late: Duration::ZERO,
         floor: Floor::default(),
         dial_now: false,
     }

@@ -10,9 +10,12 @@ use super::channel::Channel;
 use super::frame::{ReadFail, peek_end, read_bytes, read_frame};
 use super::link::Up;
 use super::pace::{Mark, Share};
+use super::pulse::Pulse;
 use super::{Floor, LinkError};
 use crate::identity::NodeUri;
-use crate::proto::limit::{ANSWER_TIMEOUT, FIRST_BYTE_EXTRA, FIRST_BYTE_MIN, MAX_FRAME_LEN};
+use crate::proto::limit::{
+    ALIVE_EVERY, ANSWER_TIMEOUT, FIRST_BYTE_EXTRA, FIRST_BYTE_MIN, MAX_FRAME_LEN,
+};
 use crate::proto::wire::{Response, Welcome, decode_answer};
 
 /// How long a call waits.
@@ -22,6 +25,9 @@ pub struct Patience {
     pub first_byte: Duration,
     /// or two round trips and this, if that is more.
     pub beyond_rtts: Duration,
+    /// A frame may begin later than that while packets come over its connection, whatever is in
+    /// them: up to this long. Zero: it may not.
+    pub late: Duration,
     /// The slowest pace afterwards.
     pub floor: Floor,
     /// Whether to dial although the last dial failed a moment ago.
@@ -34,6 +40,7 @@ impl Patience {
         Self {
             first_byte: ANSWER_TIMEOUT,
             beyond_rtts: FIRST_BYTE_EXTRA,
+            late: Duration::ZERO,
             floor: Floor::default(),
             dial_now: false,
         }
@@ -60,6 +67,8 @@ pub struct Exchange {
     recv: RecvStream,
     sent: Sent,
     share: Share,
+    /// Of its connection, where an answer may be late.
+    pulse: Option<Pulse>,
     first_frame: Option<Duration>,
     /// Bytes of an announced body that were not asked for.
     unread: u64,
@@ -88,8 +97,8 @@ impl Exchange {
         up: Arc<Up>,
         patience: Patience,
         recv: RecvStream,
-        sent: Sent,
-        share: Share,
+        (sent, share): (Sent, Share),
+        pulse: Option<Pulse>,
     ) -> Self {
         Self {
             up,
@@ -97,6 +106,7 @@ impl Exchange {
             recv,
             sent,
             share,
+            pulse,
             first_frame: None,
             unread: 0,
         }
@@ -115,21 +125,25 @@ impl Exchange {
     /// ended, [`LinkError::TimedOut`] and [`LinkError::TooSlow`], [`LinkError::BadAnswer`] for
     /// what is no frame or when the body before was left unread, and what closes connections.
     pub async fn next(&mut self) -> Result<Response, LinkError> {
+        let late = self.patience.late;
+        self.next_of(late, || {}).await
+    }
+
+    /// The same for one who ends the wait himself, and `alive` is called once in a while if packets have come
+    /// over the connection meanwhile: then the frame may be as late as it likes, if the patience
+    /// lets it be [`late`](Patience::late) at all.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub async fn next_noting(&mut self, alive: impl Fn()) -> Result<Response, LinkError> {
+        self.next_of(Duration::MAX, alive).await
+    }
+
+    async fn next_of(&mut self, late: Duration, alive: impl Fn()) -> Result<Response, LinkError> {
         if self.unread > 0 {
             return Err(LinkError::unexpected());
         }
-        let within = self.patience.first_byte(self.up.connection.rtt());
-        let frame = loop {
-            // A peer cannot answer what the path is still carrying to it.
-            let on_the_way = self.on_the_way();
-            let wait = on_the_way.unwrap_or(within);
-            let max_len = MAX_FRAME_LEN as usize;
-            match read_frame(&mut self.recv, max_len, Instant::now() + wait, &self.share).await {
-                Err(ReadFail::Silent) if on_the_way.is_some() => {}
-                frame => break frame,
-            }
-        };
-        let (tag, header) = frame.map_err(|fail| fail.or_silent(within))?;
+        let (tag, header) = self.frame(late, alive).await?;
         self.first_frame
             .get_or_insert_with(|| self.sent.at.elapsed());
         let response = decode_answer(tag, &header)?.map_err(LinkError::Refused)?;
@@ -169,6 +183,45 @@ impl Exchange {
             .map_err(|fail| fail.or_silent(self.patience.first_byte))?;
         self.unread = 0;
         Ok(body)
+    }
+
+    /// Reads a frame that may begin `late` if the patience lets it be late at all.
+    async fn frame(&mut self, late: Duration, alive: impl Fn()) -> Result<(u8, Bytes), LinkError> {
+        let within = self.patience.first_byte(self.up.connection.rtt());
+        let began = Instant::now();
+        let mut silent_since = began;
+        // What made the connection is news of it too.
+        if self.pulse.as_mut().is_some_and(Pulse::is_first_beat) {
+            alive();
+        }
+        loop {
+            let now = Instant::now();
+            // A peer cannot answer what the path is still carrying to it.
+            let on_the_way = self.on_the_way();
+            let left = on_the_way.unwrap_or(within.saturating_sub(now - silent_since));
+            if left.is_zero() {
+                return Err(ReadFail::Silent.or_silent(now - began));
+            }
+            let wait = match &self.pulse {
+                Some(_) => left.min(ALIVE_EVERY),
+                None => left,
+            };
+            let max_len = MAX_FRAME_LEN as usize;
+            match read_frame(&mut self.recv, max_len, now + wait, &self.share).await {
+                Err(ReadFail::Silent) => {}
+                frame => return frame.map_err(|fail| fail.or_silent(within)),
+            }
+            let beats = self.pulse.as_mut().is_some_and(Pulse::beats);
+            let may_be_late = began.elapsed() + within < late;
+            if on_the_way.is_some() || (beats && may_be_late) {
+                silent_since = Instant::now();
+            }
+            match &self.pulse {
+                Some(_) if beats => alive(),
+                Some(pulse) => pulse.probe(),
+                None => {}
+            }
+        }
     }
 
     /// How long the request may still be on its way to the peer, if it may.

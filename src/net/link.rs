@@ -20,7 +20,9 @@ use super::frame::{ReadFail, peek_end, read_frame};
 use super::live::{Vouched, close};
 use super::pace::{Over, Sharers};
 use super::path::Path;
+use super::pulse::Pulse;
 use super::session::{Vouch, session_key};
+use super::transport::dialler_window;
 use crate::identity::{NodeId, NodeUri, Role};
 use crate::proto::code::{CloseCode, Code};
 use crate::proto::limit::MAX_FRAME_LEN;
@@ -234,7 +236,9 @@ impl Link {
         body: Bytes,
         patience: Patience,
     ) -> Result<(Exchange, SendStream), LinkError> {
+        let was_up = self.0.up().is_some();
         let up = self.up(patience.dial_now).await?;
+        let pulse = (!patience.late.is_zero()).then(|| self.0.pulse(&up.connection, was_up));
         let share = up.sharers.join(patience.floor);
         let frame = request.to_frame()?;
         let sent = Sent {
@@ -259,7 +263,10 @@ impl Link {
             what: "the request was not taken",
             within: sent.at.elapsed(),
         })??;
-        Ok((Exchange::new(up, patience, recv, sent, share), send))
+        Ok((
+            Exchange::new(up, patience, recv, (sent, share), pulse),
+            send,
+        ))
     }
 
     async fn up(&self, dial_now: bool) -> Result<Arc<Up>, LinkError> {
@@ -386,6 +393,15 @@ impl Inner {
 
     fn up(&self) -> Option<Arc<Up>> {
         self.state().up()
+    }
+
+    /// What tells whether packets come; those of the handshake count where it was waited for.
+    fn pulse(&self, connection: &Connection, was_up: bool) -> Pulse {
+        let window = dialler_window(self.endpoint.only.is_some());
+        match was_up {
+            true => Pulse::new(connection, window),
+            false => Pulse::since_the_dial(connection, window),
+        }
     }
 
     /// Whether it was dialled with another certificate than this node has now: the other end

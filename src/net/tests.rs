@@ -3,6 +3,7 @@
 
 mod answers;
 mod channel;
+mod late;
 mod life;
 mod refusals;
 mod relay;
@@ -41,6 +42,7 @@ fn patience() -> Patience {
     Patience {
         first_byte: Duration::from_secs(5),
         beyond_rtts: Duration::ZERO,
+        late: Duration::ZERO,
         floor: Floor::default(),
         dial_now: false,
     }

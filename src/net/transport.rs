@@ -44,6 +44,14 @@ const RELAYED_WINDOW: u32 = 1 << 20;
 /// Datagrams that wait on one connection, in bytes, each way; the oldest give way.
 const DATAGRAM_BUFFER: usize = 64 << 10;
 
+/// What the side that dials lets the other one send unread.
+pub(super) const fn dialler_window(relayed: bool) -> u32 {
+    match relayed {
+        true => RELAYED_WINDOW,
+        false => ASKER_WINDOW,
+    }
+}
+
 /// For the side that is dialled.
 pub(super) fn listener(role: Role, congestion: Congestion) -> Arc<TransportConfig> {
     let mut config = base(role, congestion);

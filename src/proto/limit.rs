@@ -32,8 +32,21 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long the coordinator may take to answer a resolve before the next address is asked: three
-/// retransmissions at 300 ms.
+/// retransmissions at 300 ms. Where there is no other one, the question is given up after so long
+/// a silence: while packets come, the answer is waited for as long as a reader is.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(2_500);
+
+/// How often a driver looks whether packets come over the connection of a question that has no
+/// answer yet, and says so: often enough that a few that are lost do not pass for a silence.
+pub const ALIVE_EVERY: Duration = ANSWER_TIMEOUT.checked_div(4).expect("4 is not 0");
+
+/// Any other answer of the coordinator may begin this late while packets come over its connection.
+/// Whoever wants the same bytes waits behind the question, so that it has to end sometime.
+pub const MAX_LATE: Duration = DEFAULT_DEADLINE;
+
+/// Questions of truth that a worker may have under way at once: half the streams of a connection,
+/// so that late answers leave room for renewals. Further names wait, and are asked for together.
+pub const MAX_QUESTIONS: usize = MAX_STREAMS as usize / 2;
 
 /// A peer's first byte may take this long at least, whatever its round trip was.
 pub const FIRST_BYTE_MIN: Duration = Duration::from_millis(250);

@@ -218,6 +218,9 @@ pub enum Local {
 /// What came back for a call.
 #[derive(Debug, Clone)]
 pub enum Event {
+    /// A resolve has no answer yet, and since it was sent, or since this was said last, packets
+    /// have come over its connection. Said once in a while.
+    Alive,
     /// The opening of a resolve's answer.
     Opening(Resolved),
     /// What a name is; in the order of the request.

@@ -7,7 +7,9 @@ use super::head::{PinnedKeys, check_answer, proven};
 use crate::answer::{GetError, Hop};
 use crate::catalog::MAX_NAMES;
 use crate::net::{Endpoint, Exchange, Further, Link, LinkError, Patience, Wanted};
-use crate::proto::limit::{FIRST_BYTE_MIN, HOLDERS_NAMED, MAX_HOLD, MAX_NAMES_PER_RESOLVE};
+use crate::proto::limit::{
+    FIRST_BYTE_MIN, HOLDERS_NAMED, MAX_HOLD, MAX_LATE, MAX_NAMES_PER_RESOLVE,
+};
 use crate::proto::wire::{
     CatalogDiff, GetBlob, GetCatalog, GetDelta, Holder, Holders, Outcome, PrepAck, Renew, Request,
     Resolve, Response, SessionId, Watch,
@@ -88,7 +90,27 @@ impl CoordinatorLink {
     }
 
     async fn next(&self, exchange: &mut Exchange) -> Result<Response, Trouble> {
-        let result = checked_next(exchange).await;
+        let response = exchange.next().await;
+        self.checked(exchange, response)
+    }
+
+    /// See [`Exchange::next_noting`].
+    async fn next_noting(
+        &self,
+        exchange: &mut Exchange,
+        alive: impl Fn(),
+    ) -> Result<Response, Trouble> {
+        let response = exchange.next_noting(alive).await;
+        self.checked(exchange, response)
+    }
+
+    fn checked(
+        &self,
+        exchange: &Exchange,
+        response: Result<Response, LinkError>,
+    ) -> Result<Response, Trouble> {
+        let response = response.map_err(Trouble::from);
+        let result = response.and_then(|response| check_first(exchange, response));
         let unbelieved = matches!(result, Err(Trouble::Head(_)));
         self.unbelieved.store(unbelieved, Ordering::Relaxed);
         result
@@ -110,11 +132,12 @@ impl CoordinatorLink {
     ) -> Result<(), Trouble> {
         let patience = Patience {
             dial_now: true,
-            ..Patience::coordinator()
+            ..lenient()
         };
         let request = Request::Resolve(request);
         let mut exchange = self.link.call(&request, Bytes::new(), patience).await?;
-        match self.next(&mut exchange).await? {
+        let alive = || sink(Event::Alive);
+        match self.next_noting(&mut exchange, alive).await? {
             Response::Resolved(opening) => sink(Event::Opening(opening)),
             _ => return Err(Trouble::Order),
         }
@@ -133,9 +156,17 @@ impl CoordinatorLink {
     }
 }
 
+/// For what the coordinator alone has, or has first: to ask anew while the answer is on its way
+/// would be twice the load.
+fn lenient() -> Patience {
+    Patience {
+        late: MAX_LATE,
+        ..Patience::coordinator()
+    }
+}
+
 /// The first frame of an answer, if it is of what has been proven when its connection began.
-async fn checked_next(exchange: &mut Exchange) -> Result<Response, Trouble> {
-    let response = exchange.next().await?;
+fn check_first(exchange: &Exchange, response: Response) -> Result<Response, Trouble> {
     let welcome = exchange.welcome();
     match &response {
         // Of itself, every node may speak.
@@ -191,19 +222,15 @@ impl CoordinatorLink {
         watch.is_some_and(|watch| watch.say(&Request::PrepAck(ack.clone())))
     }
 
-    async fn session_call(&self, request: Request) -> Result<Exchange, Trouble> {
-        let patience = Patience::coordinator();
-        let exchange = self.link.call(&request, Bytes::new(), patience).await?;
-        Ok(exchange)
-    }
-
-    async fn one(&self, request: Request) -> Result<Response, Trouble> {
-        let mut exchange = self.session_call(request).await?;
+    async fn one(&self, request: Request, patience: Patience) -> Result<Response, Trouble> {
+        let mut exchange = self.link.call(&request, Bytes::new(), patience).await?;
         self.next(&mut exchange).await
     }
 
     pub(super) async fn renew(&self, renew: Renew) -> Event {
-        match self.one(Request::Renew(renew)).await {
+        // A late grant is of no use: the next renewal is due.
+        let patience = Patience::coordinator();
+        match self.one(Request::Renew(renew), patience).await {
             Ok(Response::Grant(grant)) => Event::Granted(grant),
             Ok(_) => failed(Trouble::Order),
             Err(trouble) => failed(trouble),
@@ -211,7 +238,7 @@ impl CoordinatorLink {
     }
 
     pub(super) async fn delta(&self, get: GetDelta) -> Event {
-        match self.one(Request::GetDelta(get)).await {
+        match self.one(Request::GetDelta(get), lenient()).await {
             Ok(Response::Delta(delta)) => Event::Delta(delta),
             Ok(_) => failed(Trouble::Order),
             Err(trouble) => failed(trouble),
@@ -223,14 +250,16 @@ impl CoordinatorLink {
     }
 
     async fn whole(&self, get: GetCatalog) -> Result<CatalogDiff, Trouble> {
-        let mut exchange = self.session_call(Request::GetCatalog(get)).await?;
+        let request = Request::GetCatalog(get);
+        let mut exchange = self.link.call(&request, Bytes::new(), lenient()).await?;
         let opening = self.next(&mut exchange).await?;
         rest_of_catalog(opening, &mut exchange).await
     }
 
     /// Says something; whether it arrives shows elsewhere.
     pub(super) async fn tell(&self, request: Request) {
-        if let Err(Trouble::Link(error)) = self.one(request).await {
+        let patience = Patience::coordinator();
+        if let Err(Trouble::Link(error)) = self.one(request, patience).await {
             tracing::debug!(addr = self.link.addr(), %error, "not said");
         }
     }
@@ -339,7 +368,7 @@ pub(super) async fn fetch(link: &Link, wish: Wish) -> Event {
             first_byte: MAX_HOLD + FIRST_BYTE_MIN,
             ..Patience::peer()
         },
-        (false, _) => Patience::coordinator(),
+        (false, _) => lenient(),
     };
     let patience = Patience {
         dial_now: true,

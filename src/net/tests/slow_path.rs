@@ -18,7 +18,7 @@ const QUEUE: usize = 256 << 10;
 const PACKET: usize = 2 << 10;
 
 /// Carries packets from whoever sends first to `to` and back, those to `to` at [`RATE`].
-async fn carry(front: UdpSocket, to: SocketAddr) {
+pub(super) async fn carry(front: UdpSocket, to: SocketAddr) {
     let back = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
     back.connect(to).await.expect("an address");
     let (mut from, mut there, mut here) = (None, [0; PACKET], [0; PACKET]);

@@ -7,7 +7,7 @@ use crate::answer::{Freshness, GetError, HopFailure, LastKnown, Mode, RunToken, 
 use crate::catalog::{CatalogId, Content, Epoch, Revision, Version};
 use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
-use crate::proto::limit::{ANSWER_TIMEOUT, MAX_NAMES_PER_RESOLVE, MAX_RELEASE_WAIT};
+use crate::proto::limit::{ANSWER_TIMEOUT, MAX_NAMES_PER_RESOLVE, MAX_QUESTIONS, MAX_RELEASE_WAIT};
 use crate::proto::mutant::mutant;
 use crate::proto::wire::{Resolve, ResolveName, Resolved};
 use crate::proto::worker::{
@@ -77,6 +77,11 @@ impl Flight {
         }
     }
 
+    /// Whether all who waited for it have gone away.
+    fn is_forgotten(&self) -> bool {
+        self.waiters.is_empty() && self.next.is_empty()
+    }
+
     pub(super) fn forget(&mut self, ticket: Ticket) {
         self.waiters.retain(|waiter| waiter.ticket != ticket);
         self.next.retain(|waiter| waiter.ticket != ticket);
@@ -88,6 +93,10 @@ impl Flight {
 pub(super) struct ResolveCall {
     coordinator: usize,
     sent: Time,
+    /// When it is looked at whether it is still worth its wait, until the answer begins.
+    late_at: Time,
+    /// Packets have come since it was looked at last.
+    alive: bool,
     /// In the order of the request; the first `answered` are done.
     pub(super) keys: Vec<FlightKey>,
     pub(super) answered: usize,
@@ -214,11 +223,20 @@ impl Worker {
     /// Sends what became ready in this turn, as few requests as possible.
     pub(super) fn send_ready(&mut self, now: Time) {
         while !self.ready.is_empty() {
+            let room = MAX_QUESTIONS.saturating_sub(self.questions());
+            if room == 0 {
+                // The next answer, or the end of a wait for one, makes room.
+                return;
+            }
             let mut groups: BTreeMap<(Option<Revision>, usize), Vec<FlightKey>> = BTreeMap::new();
             for key in std::mem::take(&mut self.ready) {
                 let Some(flight) = self.flights.get(&key) else {
                     continue;
                 };
+                if flight.is_forgotten() {
+                    self.flights.remove(&key);
+                    continue;
+                }
                 match self.sources.next_coordinator(&flight.tried, now) {
                     Some(coordinator) if self.rather_waits(coordinator, &key, now) => {}
                     Some(coordinator) => groups.entry((key.at, coordinator)).or_default().push(key),
@@ -226,12 +244,25 @@ impl Worker {
                     None => self.truth_failed(&key, now),
                 }
             }
-            for ((at, coordinator), keys) in groups {
-                for keys in keys.chunks(MAX_NAMES_PER_RESOLVE) {
-                    self.send_resolve(at, coordinator, keys.to_vec(), now);
+            let requests = groups.iter().flat_map(|(&(at, coordinator), keys)| {
+                let keys = keys.chunks(MAX_NAMES_PER_RESOLVE);
+                keys.map(move |keys| (at, coordinator, keys))
+            });
+            for (sent, (at, coordinator, keys)) in requests.enumerate() {
+                match sent < room {
+                    true => self.send_resolve(at, coordinator, keys.to_vec(), now),
+                    false => self.ready.extend_from_slice(keys),
                 }
             }
         }
+    }
+
+    /// Questions under way.
+    fn questions(&self) -> usize {
+        let calls = self.calls.values();
+        calls
+            .filter(|call| matches!(call, Call::Resolve(_)))
+            .count()
     }
 
     fn send_resolve(
@@ -244,6 +275,8 @@ impl Worker {
         let call = self.new_call(Call::Resolve(ResolveCall {
             coordinator,
             sent: now,
+            late_at: now + ANSWER_TIMEOUT,
+            alive: false,
             keys: keys.clone(),
             answered: 0,
             opening: None,
@@ -279,9 +312,12 @@ impl Worker {
             return;
         };
         let goes_on = match event {
+            Event::Alive => {
+                call.alive = true;
+                true
+            }
             Event::Opening(opening) if call.opening.is_none() => {
-                self.timers
-                    .remove(&(call.sent + ANSWER_TIMEOUT, Timer::Answer(id)));
+                self.timers.remove(&(call.late_at, Timer::Answer(id)));
                 self.opened(id, &mut call, opening, now)
             }
             Event::Outcome { version, body, ask } if call.body_of.is_none() => {
@@ -519,8 +555,7 @@ impl Worker {
         };
         match definite {
             Some(error) if call.opening.is_none() => {
-                self.timers
-                    .remove(&(call.sent + ANSWER_TIMEOUT, Timer::Answer(id)));
+                self.timers.remove(&(call.late_at, Timer::Answer(id)));
                 self.fail_call(call, |_| error.clone());
             }
             _ => self.drop_call(id, call, &refusal.message, false, now),
@@ -570,8 +605,7 @@ impl Worker {
         again: bool,
         now: Time,
     ) {
-        self.timers
-            .remove(&(call.sent + ANSWER_TIMEOUT, Timer::Answer(id)));
+        self.timers.remove(&(call.late_at, Timer::Answer(id)));
         // While another worker carries the session, the direct addresses are silent: to ask there
         // would take longer than to ask again.
         let relayed = self.is_relayed(call.coordinator);
@@ -616,13 +650,63 @@ impl Worker {
         call.answered = 0;
     }
 
+    /// A question has had no answer for [`ANSWER_TIMEOUT`], or for so long again. While its path
+    /// lives the answer is on its way, and to ask anew would be twice the load: only another
+    /// address that was not asked yet may be quicker.
     pub(super) fn answer_late(&mut self, id: CallId, now: Time) {
-        let Some(Call::Resolve(call)) = self.calls.remove(&id) else {
+        let Some(Call::Resolve(mut call)) = self.calls.remove(&id) else {
             return;
         };
-        self.out.push(Output::Cancel(id));
         let reason = format!("no answer within {} ms", ANSWER_TIMEOUT.as_millis());
-        self.call_failed(id, call, &reason, true, now);
+        if !std::mem::take(&mut call.alive) {
+            self.out.push(Output::Cancel(id));
+            self.call_failed(id, call, &reason, true, now);
+        } else if self.is_forgotten(&call) {
+            self.out.push(Output::Cancel(id));
+            self.forget_call(call, now);
+        } else if self.has_untried(&call, now) {
+            self.out.push(Output::Cancel(id));
+            // The others come first now; without an answer from them it is asked again.
+            let source = Source::Coordinator(call.coordinator);
+            self.sources.failed(source, true, now);
+            self.drop_call(id, &mut call, &reason, true, now);
+        } else {
+            call.late_at = now + ANSWER_TIMEOUT;
+            self.timers.insert((call.late_at, Timer::Answer(id)));
+            self.calls.insert(id, Call::Resolve(call));
+        }
+    }
+
+    /// Whether all who waited for the answer have gone away.
+    fn is_forgotten(&self, call: &ResolveCall) -> bool {
+        let mut flights = call.keys.iter().filter_map(|key| self.flights.get(key));
+        flights.all(|flight| flight.waiters.is_empty())
+    }
+
+    /// Gives a question up that nobody waits for. Reads that began after it was sent ask anew, so
+    /// that one stream without an answer holds up nobody else.
+    fn forget_call(&mut self, call: ResolveCall, now: Time) {
+        let source = Source::Coordinator(call.coordinator);
+        self.sources.failed(source, false, now);
+        for key in call.keys {
+            if let Some(flight) = self.flights.remove(&key)
+                && !flight.next.is_empty()
+            {
+                self.start_flight(key, flight.next);
+            }
+        }
+    }
+
+    /// Whether an address may be quicker that none of these names was asked for at. The direct
+    /// ones are silent while another worker carries the session.
+    fn has_untried(&self, call: &ResolveCall, now: Time) -> bool {
+        let mut flights = call.keys.iter().filter_map(|key| self.flights.get(key));
+        !self.is_relayed(call.coordinator)
+            && flights.all(|flight| {
+                let asked = [&flight.tried[..], &flight.retried, &[call.coordinator]].concat();
+                let next = self.sources.next_coordinator(&asked, now);
+                next.is_some_and(|next| !self.sources.is_penalised(next, now))
+            })
     }
 
     /// No coordinator is left to ask.

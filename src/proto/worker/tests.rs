@@ -4,7 +4,7 @@ use super::*;
 use crate::catalog::Content;
 use crate::proto::code::Code;
 use crate::proto::limit::{
-    ANSWER_TIMEOUT, HEDGE_DEFAULT, MAX_GUESTS_PER_BODY, MAX_HOLD, POINTED_PATIENCE,
+    ANSWER_TIMEOUT, HEDGE_DEFAULT, MAX_GUESTS_PER_BODY, MAX_HOLD, MAX_QUESTIONS, POINTED_PATIENCE,
 };
 
 const CATALOG: CatalogId = CatalogId::from_bytes([1; 16]);
@@ -134,6 +134,22 @@ impl Desk {
         self.input(Input::Get {
             reads: vec![(ticket, query)],
         });
+    }
+
+    fn strict_within(&mut self, ticket: Ticket, name: &str, deadline: Duration) {
+        let query = Query {
+            deadline,
+            ..Query::strict(name.parse().expect("a target"))
+        };
+        self.input(Input::Get {
+            reads: vec![(ticket, query)],
+        });
+    }
+
+    /// Nothing but packets comes for a call until its timer has run.
+    fn is_late(&mut self, call: CallId) {
+        self.event(call, Event::Alive);
+        self.advance(ANSWER_TIMEOUT);
     }
 
     fn strict(&mut self, ticket: Ticket, name: &str) {
@@ -414,6 +430,114 @@ fn a_silent_coordinator_is_given_up_after_a_while() {
             .reason
             .starts_with("no answer within")
     );
+}
+
+#[test]
+fn a_late_answer_is_waited_for_while_packets_come_and_nothing_is_asked_anew() {
+    let mut desk = desk(1, 0);
+    desk.strict_within(1, "a", ANSWER_TIMEOUT * 20);
+    let (call, ..) = desk.resolve();
+    for _ in 0..15 {
+        desk.is_late(call);
+        assert!(desk.asks_nobody() && desk.done.is_empty());
+    }
+    desk.event(call, opening(1));
+    // Of no more use, and no harm.
+    desk.event(call, Event::Alive);
+    desk.advance(ANSWER_TIMEOUT * 2);
+    desk.outcome(call, None, false);
+    assert!(desk.answer(1).failed.is_empty());
+    let seen = &desk.machine.sources(desk.now)[0];
+    assert_eq!((seen.answers, seen.failures), (1, 0));
+}
+
+#[test]
+fn a_late_answer_is_given_up_once_its_path_is_silent() {
+    let mut desk = desk(1, 0);
+    desk.strict_within(1, "a", ANSWER_TIMEOUT * 20);
+    let (call, ..) = desk.resolve();
+    desk.is_late(call);
+    desk.is_late(call);
+    assert!(desk.done.is_empty());
+    desk.advance(ANSWER_TIMEOUT);
+    assert!(matches!(desk.error(1), GetError::NoFreshnessProof { .. }));
+}
+
+#[test]
+fn another_address_is_tried_for_a_late_answer_and_the_first_one_again_if_it_is_dead() {
+    let mut desk = desk(2, 0);
+    desk.strict_within(1, "a", ANSWER_TIMEOUT * 20);
+    let (call, first, _) = desk.resolve();
+    desk.is_late(call);
+    let (_, second, _) = desk.resolve();
+    assert_ne!(first, second);
+    desk.advance(ANSWER_TIMEOUT);
+    let (call, third, _) = desk.resolve();
+    assert_eq!(third, first, "its path lives");
+    for _ in 0..5 {
+        desk.is_late(call);
+        assert!(desk.asks_nobody() && desk.done.is_empty(), "all were tried");
+    }
+    desk.event(call, opening(1));
+    desk.outcome(call, None, false);
+    let failed = desk.answer(1).failed;
+    assert_eq!(failed.len(), 2, "{failed:?}");
+}
+
+#[test]
+fn an_address_that_was_just_unreachable_is_no_reason_to_give_up_a_late_answer() {
+    let mut desk = desk(2, 0);
+    desk.strict_within(1, "a", ANSWER_TIMEOUT * 20);
+    let (call, ..) = desk.resolve();
+    desk.event(call, failed("cannot be reached"));
+    let (call, ..) = desk.resolve();
+    desk.strict_within(2, "b", ANSWER_TIMEOUT * 20);
+    let (other, ..) = desk.resolve();
+    desk.event(call, Event::Alive);
+    desk.is_late(other);
+    assert!(desk.asks_nobody() && desk.done.is_empty());
+}
+
+#[test]
+fn a_stream_without_an_answer_holds_up_nobody_beyond_those_who_wait_on_it() {
+    let mut desk = desk(1, 0);
+    desk.strict_within(1, "a", ANSWER_TIMEOUT * 2);
+    let (stuck, ..) = desk.resolve();
+    desk.strict_within(2, "a", ANSWER_TIMEOUT * 20);
+    desk.is_late(stuck);
+    assert!(desk.asks_nobody() && desk.done.is_empty());
+    desk.is_late(stuck);
+    assert!(matches!(desk.error(1), GetError::Deadline { .. }));
+    let cancelled = |out: &Output| matches!(out, Output::Cancel(call) if *call == stuck);
+    assert!(desk.sent.iter().any(cancelled));
+    let (call, ..) = desk.resolve();
+    desk.event(stuck, opening(1));
+    desk.outcome(stuck, None, false);
+    assert!(desk.done.is_empty(), "an answer from before it began");
+    desk.event(call, opening(2));
+    desk.outcome(call, None, false);
+    assert_eq!(desk.answer(2).spec, None);
+}
+
+#[test]
+fn questions_beyond_the_limit_wait_and_go_out_together() {
+    let mut desk = desk(1, 0);
+    let mut calls = Vec::new();
+    let reads = MAX_QUESTIONS as Ticket + 20;
+    for ticket in 0..reads {
+        desk.strict_within(ticket, &format!("n{ticket}"), ANSWER_TIMEOUT * 2);
+        if calls.len() < MAX_QUESTIONS {
+            calls.push(desk.resolve().0);
+        }
+    }
+    assert!(desk.asks_nobody(), "there is no room");
+    desk.input(Input::Forget { ticket: reads - 1 });
+    desk.event(calls[0], opening(1));
+    desk.outcome(calls[0], None, false);
+    desk.event(calls[0], Event::End);
+    let (_, _, request) = desk.resolve();
+    assert_eq!(request.names.len(), 19, "one has gone away");
+    assert!(desk.asks_nobody());
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::node::Up;
 use super::{Step, World};
 use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
+use crate::proto::limit::ALIVE_EVERY;
 use crate::proto::wire::{GetCatalog, GetDelta, PrepAck, Renew, Resolve, SessionId};
 use crate::proto::worker::{CallId, Event};
 use crate::spec::SpecHash;
@@ -225,14 +226,33 @@ impl World {
             self.later(pause, Step::Ghost { worker, event });
         }
         let (sent, own) = (self.now, false);
+        let pause = self.travel_on(to.route);
+        if let Some(Event::Opening(_)) = events.first() {
+            self.lives_for(to, pause);
+        }
         let step = Step::Events {
             to,
             events,
             sent,
             own,
         };
-        let pause = self.travel_on(to.route);
         self.later(pause, step);
+    }
+
+    /// Other packets come while an answer is on its way for so long.
+    fn lives_for(&mut self, to: Caller, pause: Duration) {
+        let mut after = ALIVE_EVERY;
+        while after < pause {
+            let (events, sent, own) = (vec![Event::Alive], self.now, false);
+            let step = Step::Events {
+                to,
+                events,
+                sent,
+                own,
+            };
+            self.later(after, step);
+            after += ALIVE_EVERY;
+        }
     }
 
     pub(super) fn events_arrive(&mut self, to: Caller, events: Vec<Event>, sent: Time, own: bool) {
@@ -253,6 +273,10 @@ impl World {
             self.passage(to, false)
         };
         if passage != Passage::Free {
+            if let [Event::Alive] = events[..] {
+                // It says that something comes, and nothing does.
+                return;
+            }
             if passage == Passage::Gone {
                 return self.fails(to, Duration::ZERO, false);
             }
