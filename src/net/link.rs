@@ -94,8 +94,31 @@ struct State {
     failed: Option<Failed>,
 }
 
-/// How a dial ended; `None` while it has not.
-type Dialled = Option<Result<Arc<Up>, LinkError>>;
+/// How far a dial has come.
+#[derive(Debug, Clone)]
+enum Dialled {
+    /// Nobody has been reached.
+    Not,
+    /// Requests may go out.
+    Greeting(Greeting),
+    /// It has ended.
+    Done(Result<Arc<Up>, LinkError>),
+}
+
+/// A connection that has said hello to whom the certificate says it should, and has no welcome
+/// yet. Requests go out over it. What comes back is not read before the welcome: only that may
+/// prove who answers.
+#[derive(Debug, Clone)]
+struct Greeting {
+    connection: Connection,
+    sharers: Sharers,
+}
+
+/// What requests go out over.
+enum Way {
+    Up(Arc<Up>),
+    Greeting(Greeting, watch::Receiver<Dialled>),
+}
 
 #[derive(Debug)]
 struct Failed {
@@ -105,7 +128,7 @@ struct Failed {
     in_a_row: u32,
 }
 
-/// A connection that has said hello.
+/// A connection that has been welcomed.
 #[derive(Debug)]
 pub(super) struct Up {
     pub(super) connection: Connection,
@@ -202,7 +225,9 @@ impl Link {
         self.up(dial_now).await.map(|_| ())
     }
 
-    /// Sends one request with its body, on a stream of its own.
+    /// Sends one request with its body, on a stream of its own. While there is no connection it
+    /// leaves with the hello of a new one, and this waits for the welcome: whoever must know that
+    /// nothing was sent when the other side does not answer [connects](Self::connect) before.
     ///
     /// # Errors
     /// [`LinkError`]; after all but [`LinkError::Dial`] the request may have been carried out.
@@ -236,19 +261,19 @@ impl Link {
         body: Bytes,
         patience: Patience,
     ) -> Result<(Exchange, SendStream), LinkError> {
-        let was_up = self.0.up().is_some();
-        let up = self.up(patience.dial_now).await?;
-        let pulse = (!patience.late.is_zero()).then(|| self.0.pulse(&up.connection, was_up));
-        let share = up.sharers.join(patience.floor);
+        let way = self.way(patience.dial_now).await?;
+        let (connection, sharers) = way.parts();
+        let pulse = (!patience.late.is_zero()).then(|| self.0.pulse(&way));
+        let share = sharers.join(patience.floor);
         let frame = request.to_frame()?;
         let sent = Sent {
             at: Instant::now(),
             mark: share.mark(),
             len: (frame.len() + body.len()) as u64,
         };
-        let allowed = patience.first_byte(up.connection.rtt()) + patience.floor.allows(sent.len);
+        let allowed = patience.first_byte(connection.rtt()) + patience.floor.allows(sent.len);
         let send = async {
-            let (mut send, recv) = up.connection.open_bi().await?;
+            let (mut send, recv) = connection.open_bi().await?;
             let mut parts = [Bytes::from(frame), body];
             match send.write_all_chunks(&mut parts).await {
                 // A refusal stops what need not be sent; it is read next.
@@ -259,10 +284,13 @@ impl Link {
             Ok((send, recv))
         };
         let taken = share.within(sent.mark, allowed, send).await;
-        let (send, recv) = taken.map_err(|Over| LinkError::TimedOut {
+        let taken = taken.map_err(|Over| LinkError::TimedOut {
             what: "the request was not taken",
             within: sent.at.elapsed(),
-        })??;
+        });
+        // Why there is no welcome tells more than that the connection is gone.
+        let up = way.welcomed(sent.at).await?;
+        let (send, recv) = taken??;
         Ok((
             Exchange::new(up, patience, recv, (sent, share), pulse),
             send,
@@ -270,6 +298,13 @@ impl Link {
     }
 
     async fn up(&self, dial_now: bool) -> Result<Arc<Up>, LinkError> {
+        match self.way(dial_now).await? {
+            Way::Up(up) => Ok(up),
+            Way::Greeting(_, dial) => ended(dial).await,
+        }
+    }
+
+    async fn way(&self, dial_now: bool) -> Result<Way, LinkError> {
         let mut dial = {
             let mut state = self.0.state();
             if let Some(up) = state.up() {
@@ -277,17 +312,60 @@ impl Link {
                     // It does for now; the next call goes over the new one.
                     let _ = self.dialling(&mut state);
                 }
-                return Ok(up);
+                return Ok(Way::Up(up));
             }
             if state.running().is_none() {
                 state.may_dial(dial_now)?;
             }
             self.dialling(&mut state)
         };
-        match dial.wait_for(Option::is_some).await {
-            Ok(done) => done.clone().unwrap_or(Err(LinkError::ClosedHere)),
+        let reached = dial.wait_for(|dialled| !matches!(dialled, Dialled::Not));
+        let reached = reached.await.map(|dialled| dialled.clone());
+        match reached {
+            Ok(Dialled::Greeting(greeting)) => Ok(Way::Greeting(greeting, dial)),
+            Ok(Dialled::Done(result)) => result.map(Way::Up),
             // The runtime stopped.
-            Err(_) => Err(LinkError::ClosedHere),
+            Ok(Dialled::Not) | Err(_) => Err(LinkError::ClosedHere),
+        }
+    }
+}
+
+/// Waits for the end of a dial.
+async fn ended(mut dial: watch::Receiver<Dialled>) -> Result<Arc<Up>, LinkError> {
+    let done = dial.wait_for(|dialled| matches!(dialled, Dialled::Done(_)));
+    match done.await.map(|dialled| dialled.clone()) {
+        Ok(Dialled::Done(result)) => result,
+        // The runtime stopped.
+        Ok(_) | Err(_) => Err(LinkError::ClosedHere),
+    }
+}
+
+impl Way {
+    fn parts(&self) -> (&Connection, &Sharers) {
+        match self {
+            Self::Up(up) => (&up.connection, &up.sharers),
+            Self::Greeting(greeting, _) => (&greeting.connection, &greeting.sharers),
+        }
+    }
+
+    /// Waits until answers to what has been sent over it since `sent` may be read.
+    async fn welcomed(self, sent: Instant) -> Result<Arc<Up>, LinkError> {
+        let (greeting, dial) = match self {
+            Self::Up(up) => return Ok(up),
+            Self::Greeting(greeting, dial) => (greeting, dial),
+        };
+        let up = ended(dial).await.map_err(|error| match error {
+            // That would say that nothing was sent.
+            LinkError::Dial { .. } => LinkError::TimedOut {
+                what: "the welcome",
+                within: sent.elapsed(),
+            },
+            error => error,
+        })?;
+        match up.connection.stable_id() == greeting.connection.stable_id() {
+            true => Ok(up),
+            // The name has another address, and that one welcomes.
+            false => Err(LinkError::Lost("it was not welcomed there".to_owned())),
         }
     }
 }
@@ -323,7 +401,7 @@ impl Link {
         if let Some(dial) = state.running() {
             return dial;
         }
-        let (done, dial) = watch::channel(None);
+        let (done, dial) = watch::channel(Dialled::Not);
         state.dial = Some(dial.clone());
         // In a task, so that a caller who gives up does not end it for the others.
         self.0.endpoint.handle.spawn(self.0.clone().dial(done));
@@ -396,11 +474,11 @@ impl Inner {
     }
 
     /// What tells whether packets come; those of the handshake count where it was waited for.
-    fn pulse(&self, connection: &Connection, was_up: bool) -> Pulse {
+    fn pulse(&self, way: &Way) -> Pulse {
         let window = dialler_window(self.endpoint.only.is_some());
-        match was_up {
-            true => Pulse::new(connection, window),
-            false => Pulse::since_the_dial(connection, window),
+        match way {
+            Way::Up(up) => Pulse::new(&up.connection, window),
+            Way::Greeting(greeting, _) => Pulse::since_the_dial(&greeting.connection, window),
         }
     }
 
@@ -414,7 +492,7 @@ impl Inner {
     async fn dial(self: Arc<Self>, done: watch::Sender<Dialled>) {
         let within = self.endpoint.options.limits.dial;
         let deadline = Instant::now() + within;
-        let result = match timeout_at(deadline, self.dial_any(deadline)).await {
+        let result = match timeout_at(deadline, self.dial_any(deadline, &done)).await {
             Ok(result) => result,
             Err(_) => Err(self.unreachable(DialFailure::Timeout(within))),
         };
@@ -424,17 +502,21 @@ impl Inner {
             tracing::debug!(addr = %self.addr, %error, "dial failed");
         }
         self.state().record(&result);
-        done.send_replace(Some(result));
+        done.send_replace(Dialled::Done(result));
     }
 
     /// Tries the addresses of the name in turn, each with its share of the time that is left.
-    async fn dial_any(&self, deadline: Instant) -> Result<Arc<Up>, LinkError> {
+    async fn dial_any(
+        &self,
+        deadline: Instant,
+        done: &watch::Sender<Dialled>,
+    ) -> Result<Arc<Up>, LinkError> {
         let addrs = self.addrs().await?;
         let mut last = self.unreachable(DialFailure::NoAddress);
         for (tried, &addr) in addrs.iter().enumerate() {
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(addrs.len() - tried).unwrap_or(1);
-            last = match timeout(share, self.dial_one(addr)).await {
+            last = match timeout(share, self.dial_one(addr, done)).await {
                 Ok(Ok(up)) => return Ok(Arc::new(up)),
                 Ok(Err(error)) => error,
                 Err(_) => self.unreachable(DialFailure::Timeout(share)),
@@ -456,7 +538,11 @@ impl Inner {
         Ok(addrs.take(MAX_ADDRS).collect())
     }
 
-    async fn dial_one(&self, addr: SocketAddr) -> Result<Up, LinkError> {
+    async fn dial_one(
+        &self,
+        addr: SocketAddr,
+        done: &watch::Sender<Dialled>,
+    ) -> Result<Up, LinkError> {
         let client = self.endpoint.client.clone();
         let own = self.endpoint.identity.current();
         let connecting = self.endpoint.quinn.connect_with(client, addr, SERVER_NAME);
@@ -471,13 +557,18 @@ impl Inner {
             shared: &self.endpoint,
             connection: Some(connection.clone()),
         };
-        let up = self.hello(&connection, own).await?;
+        let up = self.hello(&connection, own, done).await?;
         unfinished.connection = None;
         Ok(up)
     }
 
     /// With TLS 1.3 a refused certificate of ours shows only here.
-    async fn hello(&self, connection: &Connection, own: Arc<Credentials>) -> Result<Up, LinkError> {
+    async fn hello(
+        &self,
+        connection: &Connection,
+        own: Arc<Credentials>,
+        done: &watch::Sender<Dialled>,
+    ) -> Result<Up, LinkError> {
         let shared = &self.endpoint;
         let uri = shared
             .live
@@ -497,9 +588,14 @@ impl Inner {
             Err(WriteError::ConnectionLost(error)) => return Err(self.not_connected(error)),
             _ => send.finish().ok(),
         };
+        let sharers = Sharers::new();
+        // Its stream is the first: what goes out from now on is behind it.
+        done.send_replace(Dialled::Greeting(Greeting {
+            connection: connection.clone(),
+            sharers: sharers.clone(),
+        }));
         let limits = &shared.options.limits;
         let first_byte = Instant::now() + limits.dial;
-        let sharers = Sharers::new();
         let share = sharers.join(limits.floor);
         let frame = read_frame(&mut recv, MAX_FRAME_LEN as usize, first_byte, &share).await;
         let (tag, header) = frame.map_err(|fail| match fail {

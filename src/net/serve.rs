@@ -265,6 +265,8 @@ async fn serve_connection<S: Service>(
     connection: &Connection,
     uri: &Arc<NodeUri>,
 ) {
+    // Requests may come together with it. QUIC keeps their streams, in order and no more of them
+    // than it would later; they are accepted when the hello has been answered, or never.
     let hello = hello(shared, &**service, connection);
     match timeout(shared.options.limits.hello, hello).await {
         Ok(Ok(agent)) => {

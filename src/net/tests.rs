@@ -3,6 +3,7 @@
 
 mod answers;
 mod channel;
+mod first_request;
 mod late;
 mod life;
 mod refusals;
