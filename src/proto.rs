@@ -27,10 +27,10 @@
 //! A connection is QUIC with ALPN [`ALPN`](wire::ALPN), TLS 1.3 and certificates on both sides.
 //! Each request is one bidirectional stream that the dialler opens. The first stream carries
 //! [`Hello`](wire::Hello) and its [`Welcome`](wire::Welcome): with TLS 1.3 a refused client
-//! certificate shows only in this first round trip, so a link counts as up when it has succeeded. Requests may
-//! leave together with the hello, on further streams: they are served after the welcome has been
-//! sent, and their answers read after it has come and is believed. A hello that is refused closes
-//! the connection, and nothing of them is served.
+//! certificate shows only in this first round trip, so a link counts as up when it has succeeded.
+//! Requests may leave together with the hello, on further streams: they are served after the welcome
+//! has been sent, and their answers read after it has come and is believed. A hello that is no good
+//! closes the connection, and nothing of them is served.
 //!
 //! A coordinator's welcome has the newest visible head, and a proof: its head key's signature over
 //! a tag, 32 bytes of keying material that only the two ends of this session know, and the head's

@@ -393,7 +393,6 @@ fn a_coordinator_that_makes_no_sense_proves_nothing() {
         ),
         ("only-opened", opening(), Then::Finish, "cut short"),
         ("blob", blob(1, b"x"), Then::Finish, "another question"),
-        ("silent", Vec::new(), Then::Hold, "no answer within"),
         ("gone", Vec::new(), Then::Close, "closed the connection"),
     ];
     let certs = site.identity("coordinator", "liar");
@@ -404,6 +403,19 @@ fn a_coordinator_that_makes_no_sense_proves_nothing() {
         let victim = site.worker_of(what, hostile.addr(), &["--peer", swarm.honest.addr()]);
         get(site, &victim, "daily", &[]).fails(4, &["no proof", &hop, says]);
     }
+}
+
+#[test]
+fn a_coordinator_that_lives_and_answers_nothing_is_waited_for_until_the_deadline() {
+    let swarm = Swarm::new();
+    let certs = swarm.site.identity("coordinator", "mute");
+    let shown = Some(proven(&certs));
+    let mute = Hostile::start(&certs, shown, |_| say(Vec::new(), Then::Hold));
+    let hop = format!("tried coordinator {}: no answer yet", mute.addr());
+    let args = ["--deadline", "4s", "--peer", swarm.honest.addr()];
+    let victim = swarm.site.worker_of("v", mute.addr(), &args);
+    let end = get(&swarm.site, &victim, "daily", &[]);
+    end.fails(4, &["the deadline passed", &hop]);
 }
 
 #[test]
