@@ -228,7 +228,7 @@ impl CoordinatorLink {
     }
 
     pub(super) async fn renew(&self, renew: Renew) -> Event {
-        // A late grant is of no use: the next renewal is due.
+        // The next renewal asks again, and a way over another worker beside it.
         let patience = Patience::coordinator();
         match self.one(Request::Renew(renew), patience).await {
             Ok(Response::Grant(grant)) => Event::Granted(grant),
