@@ -654,6 +654,11 @@ impl Worker {
         std::mem::take(&mut self.out)
     }
 
+    /// Whether somebody waits for what is under way.
+    pub fn is_reading(&self) -> bool {
+        !self.flights.is_empty() || !self.fetches.is_empty()
+    }
+
     /// When to call [`handle`](Self::handle) with [`Input::Wake`] at the latest.
     pub fn next_wake(&self) -> Option<Time> {
         self.timers.first().map(|(at, _)| *at)

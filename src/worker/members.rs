@@ -6,7 +6,7 @@ mod meet;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -38,6 +38,17 @@ const FIRST_ASK: Duration = Duration::from_millis(200);
 /// See [`FIRST_ASK`].
 const MAX_ASK: Duration = Duration::from_secs(10);
 
+/// A worker that is busy with reads when it starts looks for others after this at the latest,
+const MAX_READS_FIRST: Duration = Duration::from_secs(15);
+/// or after this where the coordinator is not connected,
+const MAX_DIAL_FIRST: Duration = Duration::from_secs(1);
+/// and sees about so often how things are.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// How often the engine is told at most who the members are: a cluster that starts changes all the
+/// time, and each time all of them are looked at.
+const TELL_EVERY: Duration = Duration::from_millis(100);
+
 /// The membership of this worker.
 #[derive(Debug)]
 pub(super) struct Members {
@@ -52,6 +63,8 @@ pub(super) struct Members {
     seeds: Vec<String>,
     /// Whether it gives bytes to others.
     gives: bool,
+    /// The members have changed since the engine was told who they are.
+    untold: AtomicBool,
     /// When the timer task wakes next, microseconds.
     armed: AtomicU64,
     rearm: Notify,
@@ -88,6 +101,7 @@ impl Members {
             dial_back: DialBack::new(endpoint),
             seeds: coordinators.into_iter().chain(join).collect(),
             gives,
+            untold: AtomicBool::new(false),
             armed: AtomicU64::new(u64::MAX),
             rearm: Notify::new(),
         });
@@ -166,23 +180,33 @@ impl Members {
 
     /// Hands one input to the machine and carries out what follows from it.
     fn drive(self: &Arc<Self>, input: Input<'_>) {
-        let (outputs, neighbours) = {
+        let outputs = {
             let mut machine = self.machine();
             let Some(Machine(machine)) = machine.as_mut() else {
                 return;
             };
             let outputs = machine.handle(input, clock::now());
             self.arm(machine.next_wake());
-            let changed = |output: &Output| matches!(output, Output::Up(_) | Output::Down(_));
-            let neighbours = outputs.iter().any(changed).then(|| neighbours(machine));
-            (outputs, neighbours)
+            outputs
         };
-        if let (Some(neighbours), Some(engine)) = (neighbours, self.engine.upgrade()) {
-            metrics::gauge!("larder_members").set(neighbours.len() as f64);
-            engine.set_peers(neighbours);
+        let changed = |output: &Output| matches!(output, Output::Up(_) | Output::Down(_));
+        if outputs.iter().any(changed) && !self.untold.swap(true, Ordering::AcqRel) {
+            self.rearm.notify_one();
         }
         for output in outputs {
             self.carry_out(output);
+        }
+    }
+
+    /// Tells the engine who is there.
+    fn tell(&self) {
+        self.untold.store(false, Ordering::Release);
+        let machine = self.machine();
+        let neighbours = machine.as_ref().map(|Machine(machine)| neighbours(machine));
+        drop(machine);
+        if let (Some(neighbours), Some(engine)) = (neighbours, self.engine.upgrade()) {
+            metrics::gauge!("larder_members").set(neighbours.len() as f64);
+            engine.set_peers(neighbours);
         }
     }
 
@@ -395,6 +419,7 @@ async fn live(members: Weak<Members>, addr: Option<SocketAddr>, port: u16) {
     }) else {
         return;
     };
+    reads_first(&members).await;
     let Some(mut trust) = members.upgrade().map(|members| {
         members.begin(addr);
         members.identity.changes()
@@ -403,6 +428,7 @@ async fn live(members: Weak<Members>, addr: Option<SocketAddr>, port: u16) {
     };
     let mut measured = clock::now();
     let mut told = None;
+    let mut told_members: Option<Time> = None;
     loop {
         let Some(members) = members.upgrade() else {
             return;
@@ -426,6 +452,12 @@ async fn live(members: Weak<Members>, addr: Option<SocketAddr>, port: u16) {
             }
             members.count();
         }
+        let untold = members.untold.load(Ordering::Acquire);
+        let tell_at = told_members.map_or(now, |told| told + TELL_EVERY);
+        if untold && tell_at <= now {
+            told_members = Some(now);
+            members.tell();
+        }
         let wake = {
             let machine = members.machine();
             let wake = machine
@@ -442,7 +474,10 @@ async fn live(members: Weak<Members>, addr: Option<SocketAddr>, port: u16) {
             continue;
         }
         let pause = wake.map_or(MEASURE_EVERY, |wake| wake.since(now));
-        let pause = pause.min(Duration::from_secs(1));
+        let mut pause = pause.min(Duration::from_secs(1));
+        if members.untold.load(Ordering::Acquire) {
+            pause = pause.min(tell_at.since(now));
+        }
         tokio::select! {
             () = members.rearm.notified() => {}
             () = engine.shown_anew() => {}
@@ -452,6 +487,31 @@ async fn live(members: Weak<Members>, addr: Option<SocketAddr>, port: u16) {
                 }
             }
             () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Waits while the coordinator answers reads: a worker that has just started is there for those, and
+/// many that start at once would do handshakes with each other instead.
+async fn reads_first(members: &Weak<Members>) {
+    let began = clock::now();
+    loop {
+        // The first reads come a moment after the start.
+        tokio::time::sleep(LOOK_EVERY.mul_f64(rand::random_range(0.5..1.0))).await;
+        let engine = members
+            .upgrade()
+            .and_then(|members| members.engine.upgrade());
+        let Some(engine) = engine else { return };
+        let links = engine.coordinator_links();
+        let answers = links.iter().any(|link| link.link().rtt().is_some());
+        // Without the coordinator it is the others that reads wait for.
+        let patience = if answers {
+            MAX_READS_FIRST
+        } else {
+            MAX_DIAL_FIRST
+        };
+        if clock::now().since(began) >= patience || !engine.machine().is_reading() {
+            return;
         }
     }
 }
