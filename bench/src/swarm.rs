@@ -53,6 +53,11 @@ const DELAY: Duration = Duration::from_millis(5);
 /// link carries each 200 times.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Before a read that has failed is made again, doubled each time up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// See [`FIRST_PAUSE`].
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+
 /// Of quinn alone, at both ends: the one that larder bounds.
 const BARE: Controller = Controller::Bbr;
 
@@ -451,6 +456,7 @@ fn one(
 /// Reads until there is an answer, or nobody would wait for it any more.
 async fn read(worker: &Worker, number: usize, spec: &Spec, tally: &Tally) -> anyhow::Result<()> {
     let patience = Instant::now() + PATIENCE;
+    let mut pause = FIRST_PAUSE;
     loop {
         let query = Query {
             deadline: PATIENCE,
@@ -471,7 +477,8 @@ async fn read(worker: &Worker, number: usize, spec: &Spec, tally: &Tally) -> any
                     tally.given_up.fetch_add(1, Ordering::Relaxed);
                     return Ok(());
                 }
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(MAX_PAUSE);
             }
         }
     }
