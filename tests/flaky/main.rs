@@ -16,6 +16,7 @@ mod soak;
 mod user;
 
 use std::io::Write;
+use std::ops::Range;
 use std::sync::mpsc::channel;
 use std::sync::{PoisonError, RwLock};
 use std::thread;
@@ -50,6 +51,9 @@ const PACE: Duration = Duration::from_millis(5);
 
 /// What a read may lag that says it may lag.
 const BOUND: Duration = Duration::from_millis(500);
+
+/// Bytes of bodies that load a link: a tenth to a half of a second at 20 Mbit/s.
+const LONG_BODIES: Range<usize> = 200 << 10..1 << 20;
 
 /// Who has it alone has all of the machine.
 static STAGE: RwLock<()> = RwLock::new(());
@@ -207,6 +211,11 @@ fn perform(name: &str) -> Option<Played> {
 
 /// The same where workers carry each other's packets, `on`, or do not, `off`.
 fn perform_with(name: &str, relay: &str) -> Option<Played> {
+    perform_in(name, relay, |scene| scene)
+}
+
+/// The same in a scene that is set as the test wants it.
+fn perform_in(name: &str, relay: &str, set: impl FnOnce(Scene) -> Scene) -> Option<Played> {
     if skips() {
         return None;
     }
@@ -214,7 +223,7 @@ fn perform_with(name: &str, relay: &str) -> Option<Played> {
     let text = shipped::text(name).expect("it comes with the harness");
     let scenario: Scenario = text.parse().expect("a scenario");
     let cluster = Cluster::new(&scenario, relay);
-    let scene = Scene::new(&cluster.coordinator, &cluster.workers);
+    let scene = set(Scene::new(&cluster.coordinator, &cluster.workers));
     let mut settled = clock::now();
     let (mut cuts, mut paths) = (Vec::new(), Vec::new());
     let mut rng = StdRng::seed_from_u64(scenario.seed());
@@ -372,4 +381,14 @@ fn a_cluster_goes_on_where_long_packets_vanish() {
     if let Some(played) = perform("mtu-1280") {
         (0..WORKERS).for_each(|worker| is_untouched(&played, worker));
     }
+}
+
+#[test]
+fn leases_hold_where_long_bodies_fill_the_coordinators_links() {
+    let loaded = |scene: Scene| scene.with_bodies(LONG_BODIES);
+    let Some(played) = perform_in("coordinator-20mbit", "on", loaded) else {
+        return;
+    };
+    (0..WORKERS).for_each(|worker| is_untouched(&played, worker));
+    assert_eq!(played.paths, ["direct"]);
 }

@@ -1,6 +1,8 @@
 //! Clients of a cluster in trouble, and a record of all that they saw.
 
 use std::collections::BTreeMap;
+use std::iter;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -44,6 +46,8 @@ pub(super) struct Scene {
     is_over: AtomicBool,
     seats: Vec<Seat>,
     publisher: HttpClient,
+    /// Bytes of every other body that is published, if they are not to be few.
+    bodies: Option<Range<usize>>,
     /// Workers that are stopped now.
     stopped: Mutex<Vec<usize>>,
     /// The newest that anyone was told of.
@@ -73,6 +77,7 @@ impl Scene {
             is_over: AtomicBool::new(false),
             seats: workers.iter().flatten().map(seat).collect(),
             publisher: connect(coordinator),
+            bodies: None,
             stopped: Mutex::default(),
             known: Mutex::new(Snapshot {
                 catalog: catalog.parse().expect("an id"),
@@ -81,6 +86,12 @@ impl Scene {
             }),
             codes: Mutex::default(),
         }
+    }
+
+    /// The same with long bodies among the short ones, so that they load links.
+    pub(super) fn with_bodies(self, len: Range<usize>) -> Self {
+        let bodies = Some(len);
+        Self { bodies, ..self }
     }
 
     /// Everything that was seen, and how often something failed with which code.
@@ -296,7 +307,7 @@ impl Scene {
 
     pub(super) async fn publish_on(&self, mut rng: StdRng) {
         while self.goes_on() {
-            let batch = Batch::new(self.id(), &mut rng);
+            let batch = Batch::new(self.id(), self.bodies.clone(), &mut rng);
             for _ in 0..ATTEMPTS {
                 match self.publish(&batch).await {
                     Ok(()) => break,
@@ -366,8 +377,9 @@ struct Batch {
 }
 
 impl Batch {
-    /// Up to three names, some of them deleted; bodies tell who made them.
-    fn new(number: u64, rng: &mut StdRng) -> Self {
+    /// Up to three names, some of them deleted; bodies tell who made them, and every other has a
+    /// length within `long`.
+    fn new(number: u64, long: Option<Range<usize>>, rng: &mut StdRng) -> Self {
         let count = rng.random_range(1..=3);
         let names: Vec<_> = NAMES.sample(rng, count).collect();
         let expects_none = rng.random_ratio(1, 10);
@@ -375,7 +387,15 @@ impl Batch {
         let mut changes = Vec::new();
         for name in names {
             let is_deleted = rng.random_ratio(1, 8);
-            let spec = (!is_deleted).then(|| Spec::new(format!("{name}: {number}\n").into()));
+            let spec = (!is_deleted).then(|| {
+                let mut body = format!("{name}: {number}\n");
+                if let Some(long) = long.clone().filter(|_| rng.random()) {
+                    let len = rng.random_range(long);
+                    body += "#";
+                    body.extend(iter::repeat_n('.', len.saturating_sub(body.len())));
+                }
+                Spec::new(body.into())
+            });
             changes.push(PublishName {
                 name: name.parse().expect("a name"),
                 hash: spec.as_ref().map(Spec::hash),
