@@ -5,6 +5,7 @@
 //! - [`Endpoint`] is one that listens and dials. [`Endpoint::serve`] accepts
 //!   connections, checks every request against the role table and the limits, and hands what
 //!   passes to a [`Service`]. [`Endpoint::drain`] ends it.
+//!   [`Endpoint::roam`] has it follow this machine's addresses.
 //! - [`Link`] is one address to ask. It dials when it is used, once for all who wait, and each
 //!   [`Link::call`] is one stream whose answer is read frame by frame from an [`Exchange`].
 //!
@@ -31,6 +32,7 @@ mod pace;
 mod path;
 mod pulse;
 mod relay;
+mod roam;
 mod runtime;
 mod serve;
 mod session;

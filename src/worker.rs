@@ -210,6 +210,9 @@ impl Worker {
         };
         let engine = Engine::new(&machine, Arc::new(store), endpoint, runtime.handle())?;
         runtime.handle().spawn(keep_links(Arc::downgrade(&engine)));
+        let weak = Arc::downgrade(&engine);
+        let toward = move || weak.upgrade()?.coordinator_addr();
+        engine.endpoint().roam(toward);
         let gives = config.upload_limit != Some(0);
         let members = config.membership.as_ref();
         let members =

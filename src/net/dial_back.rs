@@ -62,9 +62,14 @@ impl DialBack {
 
     fn endpoint(&self) -> Option<Endpoint> {
         let mut endpoint = self.endpoint.lock().unwrap_or_else(PoisonError::into_inner);
-        if endpoint.is_none() {
-            let shared = &self.own.0;
-            let addr = SocketAddr::new(shared.addr.ip(), 0);
+        let shared = &self.own.0;
+        let ip = shared.addr().ip();
+        // Its address may be gone with the one of the node.
+        if endpoint
+            .as_ref()
+            .is_none_or(|own| own.local_addr().ip() != ip)
+        {
+            let addr = SocketAddr::new(ip, 0);
             let port = Port::bind(addr, shared.identity.uri().cluster());
             let started = port.and_then(|port| {
                 let identity = shared.identity.clone();

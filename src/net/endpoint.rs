@@ -1,5 +1,6 @@
-use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock, Weak};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -84,7 +85,10 @@ pub(super) struct Shared {
     pub(super) handle: Handle,
     pub(super) identity: Identity,
     pub(super) options: EndpointOptions,
-    pub(super) addr: SocketAddr,
+    /// What it is bound to now.
+    bound: Mutex<Bound>,
+    /// Where packets come from, after each change of that.
+    pub(super) moved: watch::Sender<Option<SocketAddr>>,
     pub(super) client: quinn::ClientConfig,
     /// Shared with the endpoints that go [over](Endpoint::over) others.
     pub(super) live: Arc<LiveConnections>,
@@ -102,6 +106,13 @@ pub(super) struct Shared {
     pub(super) draining: watch::Sender<bool>,
 }
 
+#[derive(Debug)]
+struct Bound {
+    addr: SocketAddr,
+    /// The same socket as quinn's; `None` where packets go over another worker.
+    socket: Option<UdpSocket>,
+}
+
 impl Endpoint {
     /// Runs on `handle`, which is a [`Runtime`](super::Runtime)'s, over a socket that is bound.
     ///
@@ -116,6 +127,7 @@ impl Endpoint {
         options.max_spec_len = options.max_spec_len.min(MAX_SPEC_LEN);
         let Port { socket, addr } = port;
         let fail = |source| BindError::Io { addr, source };
+        let kept = socket.try_clone().map_err(fail)?;
         let config = transport::endpoint(&options.reset_key);
         // quinn finds the runtime of its tasks in the context.
         let context = handle.enter();
@@ -132,7 +144,11 @@ impl Endpoint {
             ),
             identity,
             options,
-            addr,
+            bound: Mutex::new(Bound {
+                addr,
+                socket: Some(kept),
+            }),
+            moved: watch::Sender::new(None),
             live: Arc::default(),
             only: None,
             carrier: OnceLock::new(),
@@ -147,11 +163,7 @@ impl Endpoint {
 
     /// The same node over a socket of another kind, which leads to one address alone. It dials
     /// only, and its peers are checked whenever this endpoint's are.
-    pub(super) fn over(
-        &self,
-        socket: Arc<dyn AsyncUdpSocket>,
-        to: SocketAddr,
-    ) -> std::io::Result<Self> {
+    pub(super) fn over(&self, socket: Arc<dyn AsyncUdpSocket>, to: SocketAddr) -> io::Result<Self> {
         let outer = &self.0;
         let addr = socket.local_addr()?;
         let config = transport::relayed_endpoint(&outer.options.reset_key);
@@ -166,7 +178,8 @@ impl Endpoint {
             client: client_config(&outer.identity, transport),
             identity: outer.identity.clone(),
             options: outer.options.clone(),
-            addr,
+            bound: Mutex::new(Bound { addr, socket: None }),
+            moved: watch::Sender::new(None),
             live: Arc::clone(&outer.live),
             only: Some(to),
             carrier: OnceLock::new(),
@@ -185,9 +198,10 @@ impl Endpoint {
             .close(code.number().into(), code.as_str().as_bytes());
     }
 
-    /// The address that it is bound to, with its port.
+    /// The address that it is bound to, with its port. It changes where the endpoint
+    /// [roams](Self::roam).
     pub fn local_addr(&self) -> SocketAddr {
-        self.0.addr
+        self.0.addr()
     }
 
     /// This node's certificate and trust.
@@ -250,6 +264,29 @@ impl Endpoint {
 impl Shared {
     pub(super) fn is_draining(&self) -> bool {
         *self.draining.borrow()
+    }
+
+    pub(super) fn addr(&self) -> SocketAddr {
+        self.bound().addr
+    }
+
+    /// The present socket once more.
+    pub(super) fn clone_socket(&self) -> io::Result<UdpSocket> {
+        match &self.bound().socket {
+            Some(socket) => socket.try_clone(),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Remembers what quinn was given.
+    pub(super) fn set_socket(&self, socket: UdpSocket, addr: SocketAddr) {
+        let socket = Some(socket);
+        *self.bound() = Bound { addr, socket };
+    }
+
+    fn bound(&self) -> MutexGuard<'_, Bound> {
+        // It is replaced whole.
+        self.bound.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

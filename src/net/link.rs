@@ -533,7 +533,7 @@ impl Inner {
         let addrs = tokio::net::lookup_host(&self.addr)
             .await
             .map_err(|error| self.unreachable(DialFailure::Dns(Arc::new(error))))?;
-        let v4_only = self.endpoint.addr.is_ipv4();
+        let v4_only = self.endpoint.addr().is_ipv4();
         let addrs = addrs.filter(|addr| addr.is_ipv4() || !v4_only);
         Ok(addrs.take(MAX_ADDRS).collect())
     }

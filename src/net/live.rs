@@ -1,4 +1,7 @@
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+#[cfg(test)]
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use quinn::Connection;
@@ -85,6 +88,25 @@ impl LiveConnections {
         self.lock().remove(&connection.stable_id());
     }
 
+    /// Closes the connections that others have dialled to an address which `is_gone`; returns how
+    /// many.
+    pub(super) fn close_at(&self, is_gone: impl Fn(IpAddr) -> bool) -> usize {
+        let entries: Vec<_> = self.lock().values().cloned().collect();
+        let mut asked = BTreeMap::new();
+        let mut closed = 0;
+        for Entry { connection, .. } in entries {
+            // Quinn knows none of those that were dialled here.
+            let Some(ip) = connection.local_ip() else {
+                continue;
+            };
+            if *asked.entry(ip).or_insert_with(|| is_gone(ip)) {
+                close(&connection, CloseCode::Done);
+                closed += 1;
+            }
+        }
+        closed
+    }
+
     pub(super) fn len(&self) -> usize {
         self.lock().len()
     }
@@ -94,6 +116,14 @@ impl LiveConnections {
     pub(super) fn chains(&self) -> Vec<Vec<CertificateDer<'static>>> {
         let entries = self.lock();
         entries.values().map(|entry| entry.chain.clone()).collect()
+    }
+
+    /// Where each leads.
+    #[cfg(test)]
+    pub(super) fn remotes(&self) -> Vec<SocketAddr> {
+        let entries = self.lock();
+        let connections = entries.values().map(|entry| &entry.connection);
+        connections.map(Connection::remote_address).collect()
     }
 
     /// Checks every peer again and closes what no longer passes; returns how many.

@@ -9,6 +9,7 @@ mod life;
 mod refusals;
 mod relay;
 mod requests;
+mod roam;
 mod slow_path;
 
 use std::fs;

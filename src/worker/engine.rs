@@ -711,6 +711,12 @@ impl Engine {
         self.coordinators.get(direct)?.link().remote_addr()
     }
 
+    /// An address of the coordinator that this worker is connected to directly.
+    pub(super) fn coordinator_addr(&self) -> Option<SocketAddr> {
+        let mut links = self.coordinators.iter();
+        links.find_map(|link| link.link().remote_addr())
+    }
+
     /// The way over another worker, and what is carried for others.
     pub(super) fn relayed(&self) -> &Relayed {
         &self.relayed

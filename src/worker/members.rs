@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use self::book::Book;
@@ -110,6 +110,9 @@ impl Members {
         let is_known = !listen.ip().is_unspecified();
         let addr = config.advertise.or(is_known.then_some(listen));
         handle.spawn(live(Arc::downgrade(&members), addr, listen.port()));
+        if config.advertise.is_none() {
+            handle.spawn(follow(Arc::downgrade(&members), endpoint.moves()));
+        }
         members
     }
 
@@ -160,11 +163,16 @@ impl Members {
         let Some(engine) = self.engine.upgrade() else {
             return;
         };
+        let mut remembered = remembered(&engine);
+        if let Some((before, _)) = self.own() {
+            // What is on disk may be behind.
+            remembered.generation = remembered.generation.max(before.generation);
+        }
         let config = gossip::Config {
             id: self.own,
             addr,
             seeds: self.seeds.clone(),
-            remembered: remembered(&engine),
+            remembered,
             seed: rand::random(),
         };
         tracing::info!(%addr, seeds = self.seeds.len(), "looking for other workers");
@@ -512,6 +520,25 @@ async fn reads_first(members: &Weak<Members>) {
         };
         if clock::now().since(began) >= patience || !engine.machine().is_reading() {
             return;
+        }
+    }
+}
+
+/// Begins anew under the address of a node that has moved, as others see it: the members know it
+/// by the one before.
+async fn follow(members: Weak<Members>, mut moves: watch::Receiver<Option<SocketAddr>>) {
+    while moves.changed().await.is_ok() {
+        let Some(moved) = *moves.borrow_and_update() else {
+            continue;
+        };
+        let Some(addr) = own_addr(&members, moved.port()).await else {
+            return;
+        };
+        let Some(members) = members.upgrade() else {
+            return;
+        };
+        if members.own().is_some_and(|(own, _)| own.addr != addr) {
+            members.begin(addr);
         }
     }
 }

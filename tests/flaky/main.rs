@@ -31,7 +31,7 @@ use larder::sim::check::{Report, check};
 use larder::sim::history::{History, Mode};
 use larder_link::net::{Net, Node};
 use larder_link::play::play;
-use larder_link::scenario::{Action, Scenario};
+use larder_link::scenario::{Action, Event, Scenario};
 use larder_link::{shipped, skips};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -72,7 +72,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn new(scenario: &Scenario, relay: &str) -> Self {
+    fn new(scenario: &Scenario, staging: &Staging) -> Self {
         let net = Net::of(scenario, None).expect("a net");
         let site = Site::new();
         let lease = format!("{}ms", LEASE.as_millis());
@@ -81,14 +81,18 @@ impl Cluster {
             let node = net.node(number);
             let certs = site.identity(args[0], node.name());
             let mut all = args.to_vec();
-            all.extend(["--certs", &certs, "--listen", &addrs[number - 1]]);
+            let own = staging.listen.filter(|_| number == 2);
+            let listen = own.unwrap_or(&addrs[number - 1]);
+            all.extend(["--certs", &certs, "--listen", listen]);
+            all.extend(["--log", "larder::net::serve=debug,info"]);
             let command = node.command(LARDER);
             site.start_as(command, &all, node.name())
                 .expect("it starts")
         };
         let coordinator = start(1, &["coordinator", "--lease", &lease]);
         let workers = (2..=1 + WORKERS).map(|number| {
-            let mut args = vec!["worker", "--coordinator", &addrs[0], "--relay", relay];
+            let mut args = vec!["worker", "--coordinator", &addrs[0]];
+            args.extend(["--relay", staging.relay]);
             for (index, addr) in addrs.iter().enumerate().skip(1) {
                 if index + 1 != number {
                     args.extend(["--peer", addr]);
@@ -180,6 +184,8 @@ struct Played {
     settled: Time,
     /// How worker 0 said that it reached the coordinator, one after the other.
     paths: Vec<String>,
+    /// What the coordinator has logged.
+    log: String,
 }
 
 impl Played {
@@ -203,6 +209,29 @@ fn paths_of(socket: &str, scene: &Scene) -> Vec<String> {
     paths
 }
 
+/// How a scenario is played.
+struct Staging {
+    /// Whether workers carry each other's packets, `on` or `off`.
+    relay: &'static str,
+    /// Where worker 0 listens, if not at the address of its node.
+    listen: Option<&'static str>,
+    /// What is changed of the scene.
+    set: fn(Scene) -> Scene,
+    /// What is done at each change of a link, once that holds.
+    at: fn(&Cluster, &Event),
+}
+
+impl Default for Staging {
+    fn default() -> Self {
+        Self {
+            relay: "on",
+            listen: None,
+            set: |scene| scene,
+            at: |_, _| {},
+        }
+    }
+}
+
 /// Plays a scenario that comes with the harness, judges what was seen, and tells it. `None` where
 /// that cannot be done.
 fn perform(name: &str) -> Option<Played> {
@@ -210,20 +239,24 @@ fn perform(name: &str) -> Option<Played> {
 }
 
 /// The same where workers carry each other's packets, `on`, or do not, `off`.
-fn perform_with(name: &str, relay: &str) -> Option<Played> {
-    perform_in(name, relay, |scene| scene)
+fn perform_with(name: &str, relay: &'static str) -> Option<Played> {
+    let text = shipped::text(name).expect("it comes with the harness");
+    let staging = Staging {
+        relay,
+        ..Staging::default()
+    };
+    perform_as(name, text, &staging)
 }
 
-/// The same in a scene that is set as the test wants it.
-fn perform_in(name: &str, relay: &str, set: impl FnOnce(Scene) -> Scene) -> Option<Played> {
+/// The same of any scenario, staged as the test wants it.
+fn perform_as(name: &str, text: &str, staging: &Staging) -> Option<Played> {
     if skips() {
         return None;
     }
     let _shared = STAGE.read().unwrap_or_else(PoisonError::into_inner);
-    let text = shipped::text(name).expect("it comes with the harness");
     let scenario: Scenario = text.parse().expect("a scenario");
-    let cluster = Cluster::new(&scenario, relay);
-    let scene = set(Scene::new(&cluster.coordinator, &cluster.workers));
+    let cluster = Cluster::new(&scenario, staging);
+    let scene = (staging.set)(Scene::new(&cluster.coordinator, &cluster.workers));
     let mut settled = clock::now();
     let (mut cuts, mut paths) = (Vec::new(), Vec::new());
     let mut rng = StdRng::seed_from_u64(scenario.seed());
@@ -246,6 +279,7 @@ fn perform_in(name: &str, relay: &str, set: impl FnOnce(Scene) -> Scene) -> Opti
         play(&cluster.net, &scenario, &stopped, |event| {
             settled = clock::now();
             cuts.push((settled, event.action.clone()));
+            (staging.at)(&cluster, event);
         });
         for worker in 0..WORKERS {
             await_answer(scene, worker, None);
@@ -261,8 +295,9 @@ fn perform_in(name: &str, relay: &str, set: impl FnOnce(Scene) -> Scene) -> Opti
         cuts,
         settled,
         paths,
+        log: cluster.coordinator.log(),
     };
-    let mut story = format!("{name}, relay {relay}: {}\n", scenario.about());
+    let mut story = format!("{name}, relay {}: {}\n", staging.relay, scenario.about());
     for worker in 0..WORKERS {
         let user = played.user(worker).tell(played.settled);
         story += &format!("  w{}: {user}\n", worker + 1);
@@ -385,10 +420,66 @@ fn a_cluster_goes_on_where_long_packets_vanish() {
 
 #[test]
 fn leases_hold_where_long_bodies_fill_the_coordinators_links() {
-    let loaded = |scene: Scene| scene.with_bodies(LONG_BODIES);
-    let Some(played) = perform_in("coordinator-20mbit", "on", loaded) else {
+    let name = "coordinator-20mbit";
+    let staging = Staging {
+        set: |scene| scene.with_bodies(LONG_BODIES),
+        ..Staging::default()
+    };
+    let text = shipped::text(name).expect("it comes with the harness");
+    let Some(played) = perform_as(name, text, &staging) else {
         return;
     };
     (0..WORKERS).for_each(|worker| is_untouched(&played, worker));
     assert_eq!(played.paths, ["direct"]);
+}
+
+/// Links stay as they are; worker 0's machine has its second address from the first step on, and
+/// its first again from the second.
+const NEW_ADDRESS: &str = "
+about: The machine of one worker gets another address, and later its first again.
+nodes: [coordinator, w1, w2, w3]
+base: { delay: 2ms }
+lasts: 10s
+steps:
+  - { at: 2s, link: w1 -> coordinator, do: reset }
+  - { at: 6s, link: w1 -> coordinator, do: heal }
+";
+
+/// Plays it with a worker that listens there, and without relays, so that the worker has nothing
+/// but its own connection.
+fn goes_on_from_a_new_address(name: &str, listen: Option<&'static str>) {
+    let staging = Staging {
+        relay: "off",
+        listen,
+        at: |cluster, event| {
+            let node = cluster.net.node(2);
+            let address = match event.action {
+                Action::Reset => node.second_address(),
+                _ => node.address(),
+            };
+            node.take_address(address).expect("taken");
+        },
+        ..Staging::default()
+    };
+    let Some(played) = perform_as(name, NEW_ADDRESS, &staging) else {
+        return;
+    };
+    (0..WORKERS).for_each(|worker| is_untouched(&played, worker));
+    let gap = played.user(0).gap();
+    assert!(gap < LEASE, "{gap:?}");
+    assert_eq!(played.paths, ["direct"]);
+    // One handshake, before all of it.
+    let is_it = |line: &&str| line.contains("\"connected\"") && line.contains("/worker/w1\"");
+    let dialled = played.log.lines().filter(is_it);
+    assert_eq!(dialled.count(), 1, "{}", played.log);
+}
+
+#[test]
+fn a_worker_goes_on_from_a_new_address_without_a_new_connection() {
+    goes_on_from_a_new_address("new address, bound to it", None);
+}
+
+#[test]
+fn a_worker_on_the_wildcard_goes_on_from_a_new_address_without_a_new_connection() {
+    goes_on_from_a_new_address("new address, bound to none", Some("0.0.0.0:7457"));
 }

@@ -59,7 +59,7 @@ impl User {
     }
 
     /// The longest time from one answer to the next.
-    fn gap(&self) -> Duration {
+    pub(crate) fn gap(&self) -> Duration {
         let ends: Vec<_> = self.answered().map(|read| read.responded).collect();
         let gaps = ends.windows(2).map(|pair| pair[1].since(pair[0]));
         gaps.max().unwrap_or_default()

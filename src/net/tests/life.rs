@@ -10,7 +10,7 @@ use crate::proto::code::{CloseCode, Code};
 use crate::proto::wire::List;
 use crate::trust::Untrusted;
 
-fn list() -> Request {
+pub(super) fn list() -> Request {
     Request::List(List {
         at: None,
         prefix: String::new(),

@@ -19,6 +19,9 @@ use crate::sys::{self, Space};
 /// Nodes of one net: every pair has two links, and one thread carries for all of them.
 pub const NODES_MAX: usize = 64;
 
+/// A node's second address has a number that is higher by this.
+const SECOND: u8 = 100;
+
 /// Names that a net has no packet for.
 const PREFIX: [u8; 3] = [10, 77, 0];
 
@@ -97,9 +100,24 @@ impl Node {
         &self.name
     }
 
-    /// Where the others find it.
+    /// Where the others find it, unless it has taken its other address.
     pub const fn address(&self) -> Ipv4Addr {
         self.address
+    }
+
+    /// Where the others find it once it has [taken](Self::take_address) this address.
+    pub fn second_address(&self) -> Ipv4Addr {
+        let [a, b, c, number] = self.address.octets();
+        Ipv4Addr::new(a, b, c, number + SECOND)
+    }
+
+    /// Gives the node's device one of its addresses instead of the one that it has, as a machine
+    /// gets another from a network that it moves to.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn take_address(&self, address: Ipv4Addr) -> io::Result<()> {
+        self.inside(|| sys::set_address(address))?
     }
 
     /// A command that will run in this node. It is killed when the thread that started it ends,
@@ -286,5 +304,6 @@ pub(crate) fn receiver(packet: &[u8]) -> Option<usize> {
     let is_v4 = packet.first()? >> 4 == 4;
     let address = packet.get(16..20)?;
     let (prefix, number) = (&address[..3], address[3]);
+    let number = number.checked_sub(SECOND).unwrap_or(number);
     (is_v4 && prefix == PREFIX).then_some(usize::from(number))
 }

@@ -104,13 +104,9 @@ impl Space {
         let flags = IFF_TUN_NO_PI.to_ne_bytes();
         request::<TUNSETIFF>(&tun, InterfaceRequest::new(DEVICE, &flags))?;
 
-        // Any socket of the namespace will do.
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        let mask = Ipv4Addr::new(255, 255, 255, 0);
+        set_address(address)?;
+        let socket = any_socket()?;
         let new = InterfaceRequest::new;
-        let of_address = InterfaceRequest::of_address;
-        request::<SIOCSIFADDR>(&socket, of_address(DEVICE, address))?;
-        request::<SIOCSIFNETMASK>(&socket, of_address(DEVICE, mask))?;
         request::<SIOCSIFMTU>(&socket, new(DEVICE, &i32::from(mtu).to_ne_bytes()))?;
         request::<SIOCSIFTXQLEN>(&socket, new(DEVICE, &QUEUE_LEN.to_ne_bytes()))?;
         for device in ["lo", DEVICE] {
@@ -121,6 +117,20 @@ impl Space {
             tun,
         })
     }
+}
+
+/// Any socket of the namespace will do.
+fn any_socket() -> io::Result<UdpSocket> {
+    UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+}
+
+/// Gives the device of this thread's namespace an address in a /24 instead of the one that it has.
+pub(crate) fn set_address(address: Ipv4Addr) -> io::Result<()> {
+    let socket = any_socket()?;
+    let mask = Ipv4Addr::new(255, 255, 255, 0);
+    let of_address = InterfaceRequest::of_address;
+    request::<SIOCSIFADDR>(&socket, of_address(DEVICE, address))?;
+    request::<SIOCSIFNETMASK>(&socket, of_address(DEVICE, mask))
 }
 
 /// A TUN file that is not yet a device.

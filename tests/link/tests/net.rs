@@ -447,3 +447,26 @@ fn the_command_says_what_is_wrong() {
         "{said}"
     );
 }
+
+#[test]
+fn a_node_that_takes_its_second_address_is_found_there_alone() {
+    if skips() {
+        return;
+    }
+    let net = net(2, Rule::default());
+    let (near, far) = (net.node(1), net.node(2));
+    far.take_address(far.second_address()).expect("taken");
+    let bind = |address: Ipv4Addr| far.inside(|| UdpSocket::bind((address, 0)));
+    assert!(bind(far.address()).expect("inside").is_err());
+    let socket_there = bind(far.second_address())
+        .expect("inside")
+        .expect("a socket");
+    socket_there.set_read_timeout(Some(PATIENCE)).expect("set");
+    let sender = socket(near);
+    sender.send_to(b"moved", addr(&socket_there)).expect("sent");
+    let mut bytes = [0; 8];
+    let (len, from) = socket_there.recv_from(&mut bytes).expect("a packet");
+    assert_eq!((&bytes[..len], from), (&b"moved"[..], addr(&sender)));
+    far.take_address(far.address()).expect("taken back");
+    assert!(bind(far.address()).expect("inside").is_ok());
+}
