@@ -7,6 +7,7 @@
 //! | `socket.rs` | measure: one definition over a worker's Unix socket |
 //! | `publish.rs`, `publish/` | measure: a publish that all workers have heard of, beside bare quinn |
 //! | `loss.rs`, `loss/` | measure: definitions over a link that loses packets, beside gRPC and HTTPS |
+//! | `relay.rs` | measure: a read that asks over another worker, beside bare UDP |
 //! | `swarm.rs` | measure: empty workers that all start at once, beside bare quinn |
 //! | `idle.rs` | measure: what workers that do nothing cost |
 //! | `names.rs` | measure: what many names cost |
@@ -29,6 +30,7 @@ mod machine;
 mod names;
 mod process;
 mod publish;
+mod relay;
 mod report;
 mod sample;
 mod site;
@@ -56,6 +58,7 @@ use self::report::Report;
   larder-bench --quick          a look, half a minute; the ratios are noisy
   larder-bench --only local     one measure
   larder-bench --only loss      links that lose packets; as root, ten minutes
+  larder-bench --only relay     reads over another worker; as root, two minutes
   larder-bench --json > r.json  for a script
 
 Numbers are worth something only on an idle machine: see the load in the first lines.
@@ -105,12 +108,14 @@ enum Measure {
     Names,
     /// Links that lose packets, beside gRPC and HTTPS; only if asked for, and as root.
     Loss,
+    /// Reads over another worker; only if asked for, and as root.
+    Relay,
     /// Empty workers that all start at once; only if asked for, and as root for all of it.
     Swarm,
 }
 
 impl Measure {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Fetch,
         Self::Local,
         Self::Socket,
@@ -118,12 +123,13 @@ impl Measure {
         Self::Idle,
         Self::Names,
         Self::Loss,
+        Self::Relay,
         Self::Swarm,
     ];
 
     /// Whether it is part of a run that names no measure: what takes minutes is not.
     fn is_usual(self) -> bool {
-        !matches!(self, Self::Loss | Self::Swarm)
+        !matches!(self, Self::Loss | Self::Relay | Self::Swarm)
     }
 }
 
@@ -148,6 +154,10 @@ enum Serve {
     Loss(loss::Told),
     #[command(hide = true, name = "read-loss")]
     LossReader(loss::Told),
+    #[command(hide = true, name = "serve-relay")]
+    Carrier(relay::Told),
+    #[command(hide = true, name = "read-relay")]
+    RelayReader(relay::Told),
     #[command(hide = true, name = "serve-swarm")]
     Swarm(swarm::Told),
     #[command(hide = true, name = "join-swarm")]
@@ -166,6 +176,8 @@ impl Serve {
             Self::BareWatchers(watching) => publish::bare::serve_watchers(watching),
             Self::Loss(told) => loss::serve(told),
             Self::LossReader(told) => loss::read(told),
+            Self::Carrier(told) => relay::serve(told),
+            Self::RelayReader(told) => relay::read(told),
             Self::Swarm(told) => swarm::serve(told),
             Self::SwarmWorkers(told) => swarm::join(told),
         }
@@ -217,6 +229,7 @@ fn main() -> anyhow::Result<()> {
             Measure::Idle => idle::measure(dir.path(), effort)?,
             Measure::Names => names::measure(dir.path(), effort)?,
             Measure::Loss => loss::measure(dir.path(), effort)?,
+            Measure::Relay => relay::measure(dir.path(), effort)?,
             Measure::Swarm => swarm::measure(dir.path(), effort, &args.swarm)?,
         };
         if !args.json {
