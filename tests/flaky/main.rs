@@ -453,11 +453,17 @@ fn goes_on_from_a_new_address(name: &str, listen: Option<&'static str>) {
         listen,
         at: |cluster, event| {
             let node = cluster.net.node(2);
-            let address = match event.action {
-                Action::Reset => node.second_address(),
-                _ => node.address(),
-            };
-            node.take_address(address).expect("taken");
+            let second = node.second_address();
+            if event.action == Action::Reset {
+                node.take_address(second).expect("taken");
+                return;
+            }
+            // The others have heard by now where it is, or they do soon.
+            let seen = format!("{second}:7457");
+            for worker in cluster.workers.iter().flatten().skip(1) {
+                worker.says(&["a worker is there", &seen]);
+            }
+            node.take_address(node.address()).expect("taken back");
         },
         ..Staging::default()
     };
