@@ -184,6 +184,8 @@ struct Played {
     settled: Time,
     /// How worker 0 said that it reached the coordinator, one after the other.
     paths: Vec<String>,
+    /// How often it said that its lease was over, of some twenty times a second.
+    lapses: usize,
     /// What the coordinator has logged.
     log: String,
 }
@@ -195,18 +197,23 @@ impl Played {
     }
 }
 
-/// How a worker says that it reaches the coordinator, each time that it changes.
-fn paths_of(socket: &str, scene: &Scene) -> Vec<String> {
-    let mut paths = Vec::new();
+/// How a worker says that it reaches the coordinator, each time that it changes, and how often it
+/// says that the lease is over that it had.
+fn watch(socket: &str, scene: &Scene) -> (Vec<String>, usize) {
+    let (mut paths, mut has_had, mut lapses) = (Vec::new(), false, 0);
     while scene.goes_on() {
-        let path = status_at(socket)["path"].as_str().map(str::to_owned);
+        let status = status_at(socket);
+        let path = status["path"].as_str().map(str::to_owned);
         let path = path.expect("a worker has a path");
         if paths.last() != Some(&path) {
             paths.push(path);
         }
+        let has_lease = status["lease"]["left_ms"].as_u64() != Some(0);
+        lapses += usize::from(has_had && !has_lease);
+        has_had |= has_lease;
         thread::sleep(PACE * 10);
     }
-    paths
+    (paths, lapses)
 }
 
 /// How a scenario is played.
@@ -258,7 +265,7 @@ fn perform_as(name: &str, text: &str, staging: &Staging) -> Option<Played> {
     let cluster = Cluster::new(&scenario, staging);
     let scene = (staging.set)(Scene::new(&cluster.coordinator, &cluster.workers));
     let mut settled = clock::now();
-    let (mut cuts, mut paths) = (Vec::new(), Vec::new());
+    let (mut cuts, mut watched) = (Vec::new(), (Vec::new(), 0));
     let mut rng = StdRng::seed_from_u64(scenario.seed());
     thread::scope(|scope| {
         let curtain = Curtain(&scene);
@@ -266,7 +273,7 @@ fn perform_as(name: &str, text: &str, staging: &Staging) -> Option<Played> {
         scope.spawn(move || wait(scene.publish_on(rng)));
         let first = cluster.workers.first().and_then(Option::as_ref);
         let socket = first.expect("a worker").socket();
-        let watcher = scope.spawn(move || paths_of(socket, scene));
+        let watcher = scope.spawn(move || watch(socket, scene));
         for worker in 0..WORKERS {
             scope.spawn(move || wait(read_on(scene, worker)));
         }
@@ -285,16 +292,18 @@ fn perform_as(name: &str, text: &str, staging: &Staging) -> Option<Played> {
             await_answer(scene, worker, None);
         }
         drop(curtain);
-        paths = watcher.join().expect("no panic");
+        watched = watcher.join().expect("no panic");
     });
     let (history, failures) = scene.end();
     let report = check(&history).unwrap_or_else(|violation| panic!("{name}: {violation}"));
+    let (paths, lapses) = watched;
     let played = Played {
         history,
         report,
         cuts,
         settled,
         paths,
+        lapses,
         log: cluster.coordinator.log(),
     };
     let mut story = format!("{name}, relay {}: {}\n", staging.relay, scenario.about());
@@ -337,6 +346,12 @@ fn is_untouched(played: &Played, worker: usize) {
     let user = played.user(worker);
     assert!(user.count(Mode::Lease) > 0, "worker {worker}");
     assert_eq!(user.failed(), 0, "worker {worker}");
+}
+
+/// Worker 0 had its lease from the coordinator itself all the time.
+fn keeps_its_lease(played: &Played) {
+    assert_eq!(played.paths, ["direct"]);
+    assert_eq!(played.lapses, 0);
 }
 
 #[test]
@@ -430,7 +445,7 @@ fn leases_hold_where_long_bodies_fill_the_coordinators_links() {
         return;
     };
     (0..WORKERS).for_each(|worker| is_untouched(&played, worker));
-    assert_eq!(played.paths, ["direct"]);
+    keeps_its_lease(&played);
 }
 
 /// Links stay as they are; worker 0's machine has its second address from the first step on, and
@@ -473,7 +488,7 @@ fn goes_on_from_a_new_address(name: &str, listen: Option<&'static str>) {
     (0..WORKERS).for_each(|worker| is_untouched(&played, worker));
     let gap = played.user(0).gap();
     assert!(gap < LEASE, "{gap:?}");
-    assert_eq!(played.paths, ["direct"]);
+    keeps_its_lease(&played);
     // One handshake, before all of it.
     let is_it = |line: &&str| line.contains("\"connected\"") && line.contains("/worker/w1\"");
     let dialled = played.log.lines().filter(is_it);

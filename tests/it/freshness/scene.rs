@@ -30,6 +30,9 @@ pub(super) const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 /// Longer than any stop, so that reads survive one.
 const DEADLINE: Duration = Duration::from_secs(2);
 
+/// The same where bodies are long: several may be on their way on one slow link.
+const LONG_DEADLINE: Duration = Duration::from_secs(10);
+
 /// What a read may lag that says it may lag.
 const BOUND: Duration = Duration::from_millis(500);
 
@@ -207,7 +210,7 @@ impl Scene {
         let query = Query {
             target,
             freshness,
-            deadline: DEADLINE,
+            deadline: self.bodies.as_ref().map_or(DEADLINE, |_| LONG_DEADLINE),
         };
         let ask = history::Ask::from(&query);
         let target = query.target.clone();
