@@ -1,6 +1,7 @@
 //! Leases in real processes: a stopped holder delays a publish and never answers with what was.
 
 mod chaos;
+#[allow(dead_code, reason = "what other tests do with it as well")]
 mod scene;
 
 use std::thread;
