@@ -169,7 +169,8 @@ pub struct WorkerConfig {
     pub local: LocalConfig,
     /// Its log.
     pub log: LogConfig,
-    /// UDP address for QUIC, where peers fetch. Default 127.0.0.1:7458.
+    /// UDP address for QUIC, where peers fetch. While the machine does not have it, the one that
+    /// packets to the coordinator leave from is taken instead. Default 127.0.0.1:7458.
     pub listen: SocketAddr,
     /// Addresses of the coordinator, 1 to 16. No default.
     pub coordinators: Vec<Address>,

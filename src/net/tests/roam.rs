@@ -30,3 +30,17 @@ async fn a_connection_goes_on_from_another_address_without_a_new_handshake() {
     let seen = || async { pair.coordinator.remotes_for_test() == [now] };
     eventually(seen).await;
 }
+
+#[tokio::test]
+async fn only_connections_that_others_have_dialled_to_an_address_end_with_it() {
+    let pair = Pair::new();
+    let link = pair.link();
+    status(&link).await.expect("an answer");
+    assert_eq!(pair.coordinator.0.live.close_at(|_| false), 0);
+    assert_eq!(pair.worker.0.live.close_at(|_| true), 0, "it has dialled");
+    let here = pair.coordinator.local_addr().ip();
+    assert_eq!(pair.coordinator.0.live.close_at(|ip| ip == here), 1);
+    let closed = || async { pair.worker.connections() == 0 };
+    eventually(closed).await;
+    status(&link).await.expect("it is dialled again");
+}
