@@ -283,11 +283,13 @@ impl Engine {
         hash: SpecHash,
         len: Option<u64>,
     ) -> Result<Option<Spec>, Refusal> {
+        let known = len.or_else(|| self.bodies.len_of(hash));
         let bodies = self.bodies.clone();
         let read = move || bodies.body(hash, len);
-        let result = match len {
-            Some(len) if len <= INLINE_LEN => read(),
-            _ => blocking(read).await?,
+        let result = match known {
+            Some(len) if len > INLINE_LEN => blocking(read).await?,
+            // One that is not there is not read at all.
+            _ => read(),
         };
         result.map_err(|error| {
             tracing::error!(

@@ -288,7 +288,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::super::engine::Engine;
-    use super::super::engine::tests::{engine, publish, ten};
+    use super::super::engine::tests::{engine, long, publish, ten};
     use super::super::whereabouts::Whereabouts;
     use super::*;
     use crate::api::site::Site;
@@ -352,14 +352,14 @@ mod tests {
             let site = Site::new();
             let (engine, _queue) = engine(&site.path("c"));
             let node = node(&site, engine);
-            let mut query = Query::strict(Target::Hash(ten().hash()));
+            let mut query = Query::strict(Target::Hash(long().hash()));
             query.deadline = Duration::from_millis(1);
             let late = timeout(Duration::from_secs(5), node.get(query.clone())).await;
             let late = late.expect("long before").expect_err("nobody reads");
             assert_eq!(late.code, "deadline");
             drop(free);
             query.deadline = Duration::from_secs(60);
-            assert_eq!(node.get(query).await.expect("here").spec, Some(ten()));
+            assert_eq!(node.get(query).await.expect("here").spec, Some(long()));
         });
     }
 }

@@ -25,7 +25,7 @@ mod source;
 pub(crate) mod tests;
 pub mod view;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,7 @@ pub use self::backup::{
     BackupError, BackupReader, BackupReport, RestoreError, RestoreReport, restore,
 };
 pub use self::bodies::{BlobReader, BodyError};
+use self::bodies::{Index, Place};
 use self::source::{SledView, ViewSource};
 use self::view::{View, ViewError};
 use crate::catalog::{Entry, Revision};
@@ -177,14 +178,15 @@ impl<D: Disk> Vault<D> {
             }
             Err(error) => (None, Some(error)),
         };
-        let mut index = HashMap::new();
+        let mut index = Index::new();
         let applied = view.as_ref().and_then(View::applied);
         let opened = Journal::open(disk, applied, |position, entry| {
             match &entry {
                 Entry::Body { bytes } => {
                     // The first one stands before the entries that name it.
                     let hash = SpecHash::of(bytes);
-                    index.entry(hash).or_insert(position.offset);
+                    let place = Place::new(position, bytes.len() as u64);
+                    index.entry(hash).or_insert(place);
                 }
                 entry => visit(entry),
             }
@@ -265,7 +267,8 @@ impl<D: Disk> Vault<D> {
     pub fn append(&mut self, entry: &Entry) -> Result<Position, AppendError> {
         let position = self.journal.append(entry)?;
         if let Entry::Body { bytes } = entry {
-            self.reader.insert(SpecHash::of(bytes), position);
+            let place = Place::new(position, bytes.len() as u64);
+            self.reader.insert(SpecHash::of(bytes), place);
         }
         Ok(position)
     }
@@ -278,7 +281,8 @@ impl<D: Disk> Vault<D> {
     pub fn append_body(&mut self, spec: &Spec) -> Result<Position, AppendError> {
         let bytes = spec.bytes().clone();
         let position = self.journal.append(&Entry::Body { bytes })?;
-        self.reader.insert(spec.hash(), position);
+        let place = Place::new(position, spec.len());
+        self.reader.insert(spec.hash(), place);
         Ok(position)
     }
 
@@ -374,12 +378,13 @@ impl<D: Disk> Vault<D> {
             None => Err(CheckpointError::MissingBody(hash)),
         });
         let all = std::iter::once(Ok(genesis)).chain(bodies);
-        let mut index = HashMap::new();
+        let mut index = Index::new();
         let rewritten = self
             .journal
             .rewrite(all.chain(entries.map(Ok)), |position, entry| {
                 if let Entry::Body { bytes } = entry {
-                    index.insert(SpecHash::of(bytes), position.offset);
+                    let place = Place::new(position, bytes.len() as u64);
+                    index.insert(SpecHash::of(bytes), place);
                 }
             });
         rewritten.map_err(|error| match error {

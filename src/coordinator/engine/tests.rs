@@ -10,13 +10,13 @@ use crate::proto::coordinator::{Ledger, Options};
 use crate::spec::MAX_SPEC_LEN;
 use crate::store::vault::{DEFAULT_CACHE_BYTES, Vault};
 
-/// An engine whose jobs nobody does, and the bodies `ten` and `six` in its store.
+/// An engine whose jobs nobody does, and the bodies `ten`, `six` and `long` in its store.
 pub(in crate::coordinator) fn engine(dir: &Path) -> (Arc<Engine>, Receiver<Job>) {
     let (mut vault, _) = Vault::open(dir, DEFAULT_CACHE_BYTES, |_| {}).expect("a store");
     let key = HeadKey::from_bytes([1; 32]);
     let genesis = Coordinator::genesis(CatalogId::from_bytes([2; 16]), &key);
     vault.append(&genesis).expect("written");
-    for body in [ten(), six()] {
+    for body in [ten(), six(), long()] {
         vault.append_body(&body).expect("written");
     }
     let ledger = Ledger::begin(&genesis).and_then(Ledger::finish);
@@ -42,6 +42,11 @@ pub(in crate::coordinator) fn ten() -> Spec {
 
 fn six() -> Spec {
     Spec::new("six: 6".into())
+}
+
+/// Longer than what is read where it is asked for.
+pub(in crate::coordinator) fn long() -> Spec {
+    Spec::new(vec![b'x'; INLINE_LEN as usize + 1].into())
 }
 
 /// Changes as (name, hash, length).
@@ -167,4 +172,33 @@ async fn who_asks_how_it_stands_does_not_wait_for_the_machine() {
         second
     };
     second.await.expect("taken");
+}
+
+#[test]
+fn a_short_body_is_read_without_a_thread_of_its_own_also_where_only_its_hash_is_known() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .max_blocking_threads(1)
+        .build()
+        .expect("a runtime");
+    let (free, held) = std::sync::mpsc::channel::<()>();
+    // The only thread that could read does something else.
+    runtime.spawn_blocking(move || held.recv());
+    runtime.block_on(async {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (engine, _queue) = engine(dir.path());
+        let read = |hash, len| {
+            let mut read = Box::pin(engine.body(hash, len));
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            read.as_mut().poll(&mut context)
+        };
+        use std::task::Poll::Ready;
+        assert_eq!(read(ten().hash(), None), Ready(Ok(Some(ten()))));
+        assert_eq!(read(ten().hash(), Some(10)), Ready(Ok(Some(ten()))));
+        assert_eq!(read(SpecHash::of(b"none"), None), Ready(Ok(None)));
+        assert!(read(long().hash(), None).is_pending());
+        assert!(read(long().hash(), Some(long().len())).is_pending());
+        drop(free);
+        let read = engine.body(long().hash(), None).await;
+        assert_eq!(read, Ok(Some(long())));
+    });
 }

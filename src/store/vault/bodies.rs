@@ -33,7 +33,27 @@ struct Shared<F> {
 struct Places<F> {
     view: View,
     journal: JournalReader<F>,
-    index: HashMap<SpecHash, u64>,
+    index: Index,
+}
+
+/// Every body that is in the journal.
+pub(super) type Index = HashMap<SpecHash, Place>;
+
+/// Where a body stands in the journal.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    offset: u64,
+    /// Bytes of the body.
+    len: u64,
+}
+
+impl Place {
+    pub(super) const fn new(position: Position, len: u64) -> Self {
+        Self {
+            offset: position.offset,
+            len,
+        }
+    }
 }
 
 /// Where to look first.
@@ -78,11 +98,7 @@ impl<F> Clone for BlobReader<F> {
 }
 
 impl<F: DiskFile> BlobReader<F> {
-    pub(super) fn new(
-        journal: JournalReader<F>,
-        index: HashMap<SpecHash, u64>,
-        lock: Option<StoreLock>,
-    ) -> Self {
+    pub(super) fn new(journal: JournalReader<F>, index: Index, lock: Option<StoreLock>) -> Self {
         let places = RwLock::new(Places {
             view: View::Starting,
             journal,
@@ -98,6 +114,11 @@ impl<F: DiskFile> BlobReader<F> {
     /// Whether the body is in the journal, synced or not.
     pub fn has(&self, hash: SpecHash) -> bool {
         self.places().index.contains_key(&hash)
+    }
+
+    /// How long the body is; `None` if it is not in the journal.
+    pub fn len_of(&self, hash: SpecHash) -> Option<u64> {
+        self.places().index.get(&hash).map(|place| place.len)
     }
 
     /// The body with `hash`, hashed anew; `None` if there is none of that length.
@@ -180,20 +201,17 @@ impl<F: DiskFile> BlobReader<F> {
 
     /// Forgets the bodies at or behind `offset`.
     pub(super) fn forget_behind(&self, offset: u64) {
-        self.places_mut().index.retain(|_, at| *at < offset);
+        let mut places = self.places_mut();
+        places.index.retain(|_, place| place.offset < offset);
     }
 
-    pub(super) fn insert(&self, hash: SpecHash, position: Position) {
+    pub(super) fn insert(&self, hash: SpecHash, place: Place) {
         let mut places = self.places_mut();
-        places.index.entry(hash).or_insert(position.offset);
+        places.index.entry(hash).or_insert(place);
     }
 
     /// Changes to another file; returns the hashes that are not in it.
-    pub(super) fn replace(
-        &self,
-        journal: JournalReader<F>,
-        index: HashMap<SpecHash, u64>,
-    ) -> Vec<SpecHash> {
+    pub(super) fn replace(&self, journal: JournalReader<F>, index: Index) -> Vec<SpecHash> {
         let mut places = self.places_mut();
         places.journal = journal;
         let mut old = std::mem::replace(&mut places.index, index);
@@ -209,7 +227,7 @@ impl<F: DiskFile> BlobReader<F> {
     fn read_journal(&self, hash: SpecHash) -> Result<Option<(Spec, bool)>, BodyError> {
         let (journal, offset) = {
             let places = self.places();
-            let Some(&offset) = places.index.get(&hash) else {
+            let Some(&Place { offset, .. }) = places.index.get(&hash) else {
                 return Ok(None);
             };
             (places.journal.clone(), offset)
