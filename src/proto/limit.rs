@@ -219,7 +219,9 @@ pub const MAX_NONCES: usize = 8;
 pub const MAX_STRIKES: usize = 3;
 /// See [`MAX_STRIKES`].
 pub const STRIKE_WINDOW: Duration = Duration::from_secs(600);
-/// How long it gets none the first time; doubled each time, up to [`MAX_BAR`].
+/// How long it gets none the first time; doubled each time, up to [`MAX_BAR`]. Once nothing has
+/// counted against it for [`STRIKE_WINDOW`] after a bar, the next one is the first again: a link
+/// that was bad for an hour costs its worker no more than that hour.
 pub const FIRST_BAR: Duration = Duration::from_secs(60);
 /// See [`FIRST_BAR`].
 pub const MAX_BAR: Duration = Duration::from_secs(600);

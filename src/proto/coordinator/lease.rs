@@ -45,6 +45,8 @@ pub(super) struct Session {
     /// The stream that carries what is pushed, by the driver's number.
     pub(super) watch: Option<u64>,
     pub(super) strikes: VecDeque<Time>,
+    /// The newest strike, also after a bar has made up for it.
+    pub(super) struck: Option<Time>,
     pub(super) barred_until: Time,
     /// How long the next bar lasts.
     pub(super) bar: Duration,
@@ -375,22 +377,19 @@ impl Session {
             heard: now,
             watch: None,
             strikes: VecDeque::new(),
+            struck: None,
             barred_until: Time::default(),
             bar: FIRST_BAR,
         }
     }
 
     /// A publish had to wait for this one's lease to run out. Publishes that waited for the same
-    /// cut count once.
+    /// cut count once, also when the first of them has led to a bar.
     fn strike(&mut self, lease: Duration, now: Time) {
-        if self
-            .strikes
-            .back()
-            .is_some_and(|last| now.since(*last) < lease)
-        {
+        if self.struck.is_some_and(|last| now.since(last) < lease) {
             return;
         }
-        self.strikes.push_back(now);
+        self.struck = Some(now);
         while self
             .strikes
             .front()
@@ -398,6 +397,11 @@ impl Session {
         {
             self.strikes.pop_front();
         }
+        // Nothing has counted against it for a whole window: the bars of before are forgiven.
+        if self.strikes.is_empty() && now.since(self.barred_until) >= STRIKE_WINDOW {
+            self.bar = FIRST_BAR;
+        }
+        self.strikes.push_back(now);
         if self.strikes.len() >= MAX_STRIKES {
             self.strikes.clear();
             self.barred_until = now + self.bar;
@@ -408,4 +412,122 @@ impl Session {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    //! Goal: whoever makes publishes wait has no lease for as long as the protocol says, and no
+    //! longer. Method: one session that acknowledges nothing.
+
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(6);
+    const OWNER: &str = "w1";
+
+    struct Silent {
+        leases: Leases,
+        now: Time,
+        rev: Revision,
+    }
+
+    impl Silent {
+        fn new() -> Self {
+            let now = Time::from_micros(1);
+            let mut leases = Leases::new(LEASE, now);
+            let watched = leases.watch(sid(), OWNER, 1, now);
+            watched.expect("a session");
+            Self {
+                leases,
+                now,
+                rev: Revision::ZERO,
+            }
+        }
+
+        /// Whether it gets a lease.
+        fn renew(&mut self) -> bool {
+            let known = (Revision::ZERO, Revision::ZERO);
+            let granted = self.leases.grant(sid(), OWNER, known, self.now, true);
+            granted.expect("a grant") > Duration::ZERO
+        }
+
+        fn publish(&mut self) {
+            self.rev = self.rev.next();
+            self.leases.begin_wait(self.rev, self.now);
+        }
+
+        fn pass(&mut self, time: Duration) {
+            self.now = self.now + time;
+            self.leases.expire(self.now);
+        }
+
+        /// A publish waits for its lease to run out.
+        fn strike(&mut self) {
+            assert!(self.renew());
+            self.publish();
+            self.pass(LEASE);
+        }
+
+        /// How long it gets no lease once three publishes have waited.
+        fn barred(&mut self) -> Duration {
+            (0..MAX_STRIKES).for_each(|_| self.strike());
+            assert!(!self.renew());
+            self.session().barred_until.since(self.now)
+        }
+
+        fn session(&self) -> &Session {
+            &self.leases.sessions[&sid()]
+        }
+    }
+
+    fn sid() -> SessionId {
+        SessionId::new(1)
+    }
+
+    #[test]
+    fn a_bar_ends_when_its_time_is_over_and_each_one_is_twice_as_long_up_to_a_bound() {
+        let mut holder = Silent::new();
+        for expected in [60, 120, 240, 480, 600, 600].map(Duration::from_secs) {
+            assert_eq!(holder.barred(), expected);
+            holder.pass(expected - Duration::from_millis(1));
+            assert!(!holder.renew());
+            holder.pass(Duration::from_millis(1));
+            assert!(holder.renew());
+        }
+    }
+
+    #[test]
+    fn bars_are_forgiven_after_a_whole_window_in_which_no_publish_waited() {
+        let mut holder = Silent::new();
+        assert_eq!(holder.barred(), FIRST_BAR);
+        holder.pass(FIRST_BAR);
+        assert_eq!(holder.barred(), FIRST_BAR * 2);
+        // The next strike comes a second too early.
+        holder.pass(FIRST_BAR * 2 + STRIKE_WINDOW - LEASE - Duration::from_secs(1));
+        assert_eq!(holder.barred(), FIRST_BAR * 4);
+        holder.pass(FIRST_BAR * 4 + STRIKE_WINDOW - LEASE);
+        assert_eq!(holder.barred(), FIRST_BAR);
+    }
+
+    #[test]
+    fn what_waits_for_one_cut_counts_once_also_when_that_has_led_to_a_bar() {
+        let mut holder = Silent::new();
+        (1..MAX_STRIKES).for_each(|_| holder.strike());
+        // What it sends still comes, so that the second publish waits for a later lease.
+        for _ in 0..2 {
+            assert!(holder.renew());
+            holder.publish();
+            holder.pass(LEASE / 2);
+        }
+        assert!(!holder.renew(), "the first has waited");
+        assert!(holder.session().strikes.is_empty());
+        holder.pass(LEASE / 2);
+        assert!(
+            holder
+                .leases
+                .waits
+                .values()
+                .all(|wait| wait.left.is_empty())
+        );
+        assert!(holder.session().strikes.is_empty(), "the same cut");
+    }
 }
