@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use larder::proto::limit::MAX_BLOCKING_THREADS;
 use larder::{Part, RunError};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -19,6 +20,7 @@ where
 {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
         .build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;

@@ -5,6 +5,8 @@ use std::thread::{self, JoinHandle};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
+use crate::proto::limit::MAX_BLOCKING_THREADS;
+
 /// One thread with a single-threaded tokio runtime for all of QUIC: measured, it halves latency
 /// and CPU against a runtime of several threads.
 #[derive(Debug)]
@@ -25,7 +27,11 @@ impl Runtime {
         let thread = thread::Builder::new()
             .name("larder-net".to_owned())
             .spawn(move || {
-                let runtime = match Builder::new_current_thread().enable_all().build() {
+                let mut builder = Builder::new_current_thread();
+                builder
+                    .enable_all()
+                    .max_blocking_threads(MAX_BLOCKING_THREADS);
+                let runtime = match builder.build() {
                     Ok(runtime) => runtime,
                     Err(error) => {
                         let _ = ready.send(Err(error));

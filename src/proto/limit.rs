@@ -24,6 +24,12 @@ pub const MAX_STREAMS: u32 = 256;
 /// refused.
 pub const MAX_CONNECTIONS: usize = 12_000;
 
+/// Threads of one runtime for work that may block: reading and hashing what is long, and looking
+/// up host names. There is one runtime for the network and one for the local socket. A look-up that
+/// hangs has its thread for half a minute, and one of a few names is begun anew every few seconds;
+/// more threads than this would make nothing quicker. What comes beyond them waits for one.
+pub const MAX_BLOCKING_THREADS: usize = 64;
+
 /// How long a resolve may take unless the caller says otherwise.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 
