@@ -20,6 +20,7 @@ use larder::bridge::http::HttpClient;
 use larder::catalog::Revision;
 use larder::clock;
 use larder::proto::Time;
+use larder::proto::limit::MAX_BAR;
 use larder::sim::check::{Report, check};
 use larder::sim::history::{Event, History, Outcome, Place};
 use larder_link::net::Net;
@@ -142,7 +143,11 @@ impl Cluster {
                 Act::Stop(nodes) => self.halt(scene, nodes),
                 Act::Revive => self.revive(scene),
                 Act::Heal => self.heal(),
-                Act::Measure => self.measure(Gauge::look_in_the_middle),
+                Act::Measure => {
+                    // Else a cluster that is not whole yet would be compared with one that is.
+                    self.await_unity();
+                    self.measure(Gauge::look_in_the_middle);
+                }
             }
             if let Some(kind) = kind {
                 *self.done.entry(*kind).or_default() += 1;
@@ -234,7 +239,7 @@ impl Cluster {
         let newest = status(self.coordinator())["revision"].as_u64();
         for number in 2..=NODES {
             self.until(number, PATIENCE, "the newest catalog", |daemon| {
-                status(daemon)["lease"]["revision"].as_u64() == newest
+                status(daemon)["lease"]["revision"].as_u64() >= newest
             });
         }
         let began = Instant::now();
@@ -244,6 +249,28 @@ impl Cluster {
                 members_up(daemon) == WORKERS - 1
             });
         }
+    }
+
+    /// Every worker has a lease, or the coordinator says why it gets none: publishes had to wait
+    /// for it again and again. Returns how long each of those has none, in milliseconds.
+    fn await_leases(&self) -> Vec<u64> {
+        let mut barred = Vec::new();
+        for number in 2..=NODES {
+            self.until(number, PATIENCE, "a lease", |daemon| {
+                status(daemon)["lease"]["left_ms"].as_u64() > Some(0) || self.bar(number) > 0
+            });
+            barred.extend(Some(self.bar(number)).filter(|left| *left > 0));
+        }
+        barred
+    }
+
+    fn bar(&self, number: usize) -> u64 {
+        let name = self.name(number);
+        let session = status_of_session(self.coordinator(), name);
+        let left = session["barred_ms"].as_u64().unwrap_or_default();
+        let is_too_long = Duration::from_millis(left) > MAX_BAR;
+        assert!(!is_too_long, "{name} gets no lease for too long: {session}");
+        left
     }
 
     fn until(
@@ -308,13 +335,13 @@ fn members_up(daemon: &Daemon) -> usize {
     up.count()
 }
 
-/// What the coordinator says of one worker.
+/// What the coordinator says of one worker, as it runs now.
 fn status_of_session(coordinator: &Daemon, name: &str) -> Value {
     let status = status(coordinator);
     let mut workers = status["workers"].as_array().into_iter().flatten();
     let is_of = |worker: &&Value| {
         let uri = worker["uri"].as_str().unwrap_or_default();
-        uri.ends_with(&format!("/{name}"))
+        uri.ends_with(&format!("/{name}")) && worker["watching"] == true
     };
     workers
         .find(|&worker| is_of(&worker))
@@ -429,11 +456,13 @@ fn thirty_workers_stay_right_and_small_whatever_goes_wrong_for_long() {
         drop(curtain);
     });
     cluster.await_unity();
+    let barred = cluster.await_leases();
     (0..WORKERS).for_each(|worker| await_answer(&scene, worker));
     cluster.measure(Gauge::look_at_the_end);
     let (history, failures) = scene.end();
     say(&format!(
-        "soak: {:?}\n  {} restarts; failures by code: {failures:?}\n{}{}",
+        "soak: {:?}\n  {} restarts; failures by code: {failures:?}\n  \
+         workers that get no lease for a while, in ms: {barred:?}\n{}{}",
         cluster.done,
         cluster.restarts,
         tell(&history, settled),

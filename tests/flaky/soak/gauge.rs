@@ -4,33 +4,42 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 
+use super::NODES;
+
 /// What is measured.
 struct Measure {
     name: &'static str,
     /// May be added between the middle and the end, beyond a share of what was there.
     slack: u64,
+    /// No process has more at any time.
+    most: u64,
 }
 
 const MEASURES: [Measure; 4] = [
     Measure {
-        // The cache of a worker's sled, which fills up with what is published.
-        name: "resident KiB",
-        slack: 16 << 10,
+        // The history of a day, some KiB a revision, and what was in use at once when many
+        // workers caught up, which the allocator keeps.
+        name: "anonymous KiB",
+        slack: 20 << 10,
+        most: 128 << 10,
     },
     Measure {
         // Local HTTP has some at the moment, and sled's files come and go.
         name: "descriptors",
-        slack: 16,
+        slack: 8,
+        most: 64,
     },
     Measure {
-        // Tokio's pool for blocking work.
+        // Seven are sled's and four are ours; the rest work off what may block.
         name: "threads",
-        slack: 8,
+        slack: 6,
+        most: 32,
     },
     Measure {
         // Each of two workers may just have dialled the other.
         name: "connections",
         slack: 30,
+        most: 4 * NODES as u64,
     },
 ];
 
@@ -54,7 +63,12 @@ pub(super) fn values(name: &str, pid: u32, connections: u64) -> Values {
         number.parse().expect("a number")
     };
     let fds = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
-    [field("VmRSS:"), fds as u64, field("Threads:"), connections]
+    [
+        field("RssAnon:"),
+        fds as u64,
+        field("Threads:"),
+        connections,
+    ]
 }
 
 /// One process from its start.
@@ -104,14 +118,16 @@ impl Gauge {
         })
     }
 
-    /// What grew in the second half, in a line each.
+    /// What grew in the second half, and what was ever too much, in a line each.
     pub(super) fn grown(&self) -> Vec<String> {
-        let mut grown = Vec::new();
+        let mut grown = self.excess();
         for (name, middle, end, _) in self.survivors() {
             for (place, measure) in MEASURES.iter().enumerate() {
                 let (middle, end) = (middle[place], end[place]);
                 if end > middle * GROWTH_MAX / 100 + measure.slack {
-                    let Measure { name: what, slack } = measure;
+                    let Measure {
+                        name: what, slack, ..
+                    } = measure;
                     grown.push(format!(
                         "{name}: {what} went from {middle} to {end}, slack {slack}"
                     ));
@@ -119,6 +135,24 @@ impl Gauge {
             }
         }
         grown
+    }
+
+    fn excess(&self) -> Vec<String> {
+        let mut excess = Vec::new();
+        for ((name, _), track) in &self.0 {
+            for (
+                Measure {
+                    name: what, most, ..
+                },
+                value,
+            ) in MEASURES.iter().zip(track.most)
+            {
+                if value > *most {
+                    excess.push(format!("{name}: {what} came to {value}, at most {most}"));
+                }
+            }
+        }
+        excess
     }
 
     /// How many lived through the second half.
@@ -152,18 +186,28 @@ impl Gauge {
 fn what_grows_beyond_a_share_and_its_slack_is_named_once_per_process_that_lived() {
     let mut gauge = Gauge::default();
     gauge.look("w1", 1, [10_000, 10, 10, 0]);
-    gauge.look_in_the_middle("w1", 1, [100_000, 100, 10, 30]);
-    gauge.look_at_the_end("w1", 1, [100_000 * 13 / 10 + (16 << 10), 147, 10, 30]);
+    gauge.look_in_the_middle("w1", 1, [20_000, 30, 10, 30]);
+    gauge.look_at_the_end("w1", 1, [20_000 * 13 / 10 + (20 << 10), 48, 10, 30]);
     // It was killed, and another came.
     gauge.look_in_the_middle("w2", 2, [1, 1, 1, 1]);
-    gauge.look_at_the_end("w2", 3, [1 << 20, 1 << 20, 1 << 20, 1 << 20]);
+    gauge.look_at_the_end("w2", 3, [90 << 10, 40, 20, 100]);
     assert_eq!(
         gauge.grown(),
-        ["w1: descriptors went from 100 to 147, slack 16"]
+        ["w1: descriptors went from 30 to 48, slack 8"]
     );
     assert_eq!(gauge.survived(), 1);
     let table = gauge.table();
-    assert!(table.contains("10000/100000/"), "{table}");
+    assert!(table.contains("10000/20000/"), "{table}");
     let line = table.lines().nth(1).expect("w1");
     assert!(line.ends_with("0/30/30/30"), "{table}");
+}
+
+#[test]
+fn what_is_too_much_at_any_time_is_named_also_of_a_process_that_was_killed() {
+    let mut gauge = Gauge::default();
+    gauge.look("w1", 1, [10_000, 10, 32, 0]);
+    assert_eq!(gauge.grown(), Vec::<String>::new());
+    gauge.look("w1", 1, [10_000, 10, 33, 0]);
+    gauge.look("w1", 1, [10_000, 10, 10, 0]);
+    assert_eq!(gauge.grown(), ["w1: threads came to 33, at most 32"]);
 }
