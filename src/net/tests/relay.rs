@@ -246,7 +246,7 @@ async fn a_path_to_nobody_fails_as_any_dial_does() {
     let to = silent.local_addr().expect("bound");
     let (certs, runtime) = (Certs::new(), Runtime::start().expect("a thread"));
     let mut quick = options();
-    quick.limits.dial = Duration::from_millis(100);
+    quick.limits.dial = Duration::from_secs(1);
     let two = Two::with(certs, runtime, to, RelayLimits::default());
     let hasty = bind(&two.runtime, two.certs.load("dev/worker/w1"), quick);
     let sorter = Sorter::at(&hasty, RelayLimits::default());
