@@ -513,6 +513,7 @@ fn who_has_no_certificate_of_the_cluster_is_heard_by_nobody() {
     }
 
     // A member is heard, and nothing else was.
+    victim.says(&["looking for other workers"]);
     let member = Intruder::join(&site.identity("worker", "w"), victim.addr());
     member.send(vec![9; 40]);
     let metrics = insight.until(&victim, || {}, |metrics| metrics.dropped("malformed") > 0);
