@@ -674,9 +674,15 @@ fn strangers() -> [Neighbour; 2] {
 
 /// A read of `a`, which is `v`, whose coordinator names those two.
 fn pointed(desk: &mut Desk) -> [Source; 2] {
+    pointed_after(desk, Duration::ZERO)
+}
+
+/// The same of a coordinator that takes so long.
+fn pointed_after(desk: &mut Desk, took: Duration) -> [Source; 2] {
     desk.strict(1, "a");
     let (call, _, request) = desk.resolve();
     assert_eq!(request.peering, Peering::Gives);
+    desk.advance(took);
     desk.event(call, opening(1));
     let outcome = Event::Outcome {
         version: Some(version(1, "v")),
@@ -708,6 +714,21 @@ fn who_is_pointed_at_others_asks_them_and_then_the_coordinator() {
     assert_eq!(answer.proof.mode, Mode::Asked, "the truth had come");
     assert_eq!(answer.proof.source, coordinator(0));
     assert_eq!(answer.failed[0].hop, Hop::Peer("s0:1".into()));
+}
+
+#[test]
+fn those_whom_a_slow_coordinator_named_have_longer() {
+    let mut desk = following(1, 0);
+    let took = POINTED_PATIENCE * 3 / 4;
+    let [first, second] = pointed_after(&mut desk, took);
+    let start = desk.now;
+    assert_eq!(desk.fetch().1, first);
+    desk.advance(HEDGE_DEFAULT);
+    assert_eq!(desk.fetch().1, second);
+    desk.advance(POINTED_PATIENCE - desk.now.since(start));
+    assert!(desk.asks_nobody(), "it would take as long once more");
+    desk.advance(took * 2 - desk.now.since(start));
+    assert_eq!(desk.fetch_with(), (Source::Coordinator(0), None, true));
 }
 
 #[test]
