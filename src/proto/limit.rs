@@ -86,15 +86,20 @@ pub const MAX_PASSING_PEERS: usize = 256;
 pub const FIRST_ASKERS: usize = 4;
 
 /// From the first question for a body on, how long those who ask are counted: a publish reaches
-/// all workers within it, also over a slow line.
-pub const SHED_WINDOW: Duration = Duration::from_secs(10);
+/// all workers within it, also over a slow line, and workers that start together have everything.
+pub const SHED_WINDOW: Duration = Duration::from_secs(30);
 
 /// Workers that a later asker is pointed at, and that are believed from the coordinator: one, and
 /// one more in case that it fails. What is named beyond it is not asked.
 pub const HOLDERS_NAMED: usize = 2;
 
-/// To so many askers a worker is named for one body; then others are.
+/// To so many askers a worker is named for one body; then others are,
 pub const MAX_TIMES_NAMED: usize = 4;
+/// unless an asker was pointed at it before: then up to so many.
+pub const MAX_TIMES_NAMED_AGAIN: usize = 8;
+
+/// Others that an asker was pointed at and that are preferred when it is pointed again.
+pub const MAX_MET: usize = 16;
 
 /// Bodies whose askers the coordinator counts. The oldest are forgotten first.
 pub const MAX_ASKED_BODIES: usize = 4_096;

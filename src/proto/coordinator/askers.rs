@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::limit::{
-    FIRST_ASKERS, HOLDERS_NAMED, MAX_ASKED_BODIES, MAX_ASKERS, MAX_MEMBERS, MAX_TIMES_NAMED,
-    SHED_WINDOW,
+    FIRST_ASKERS, HOLDERS_NAMED, MAX_ASKED_BODIES, MAX_ASKERS, MAX_MEMBERS, MAX_MET,
+    MAX_TIMES_NAMED, MAX_TIMES_NAMED_AGAIN, SHED_WINDOW,
 };
 use crate::spec::SpecHash;
 
@@ -34,8 +34,9 @@ pub struct Askers {
     begun: VecDeque<(Time, SpecHash)>,
     /// Askers of all bodies.
     askers: usize,
-    /// Whom each asker was pointed at last: with the same ones again it needs no new connection.
-    last: BTreeMap<NodeId, Vec<NodeId>>,
+    /// Whom each asker was pointed at, the latest first: with the same ones again it needs no new
+    /// connection.
+    met: BTreeMap<NodeId, Vec<NodeId>>,
 }
 
 /// Those who asked for one body.
@@ -77,15 +78,18 @@ impl Askers {
         let turn = match crowd.told.len() < FIRST_ASKERS {
             true => Turn::Give,
             false => {
-                let last = self.last.get(&asker).map_or(&[][..], Vec::as_slice);
-                crowd.point(last, &is_there)
+                let met = self.met.get(&asker).map_or(&[][..], Vec::as_slice);
+                crowd.point(met, &is_there)
             }
         };
         if let Turn::Point(named) = &turn {
-            if self.last.len() >= MAX_MEMBERS {
-                self.last.clear();
+            if self.met.len() >= MAX_MEMBERS {
+                self.met.clear();
             }
-            self.last.insert(asker, named.clone());
+            let met = self.met.entry(asker).or_default();
+            met.retain(|node| !named.contains(node));
+            met.splice(0..0, named.iter().copied());
+            met.truncate(MAX_MET);
         }
         crowd.told.insert(asker, turn.clone());
         self.askers += 1;
@@ -114,11 +118,13 @@ impl Askers {
 }
 
 impl Crowd {
-    /// Those with room that the asker knows already, then those that asked first.
-    fn point(&mut self, last: &[NodeId], is_there: impl Fn(NodeId) -> bool) -> Turn {
-        let known = |&index: &usize| last.contains(&self.open[index].node);
+    /// Those with room that the asker has met before, then those that asked first. For who has met
+    /// them there is more room: a new connection costs more than a further question.
+    fn point(&mut self, met: &[NodeId], is_there: impl Fn(NodeId) -> bool) -> Turn {
+        let known = |&index: &usize| met.contains(&self.open[index].node);
+        let fresh = |&index: &usize| self.open[index].named < MAX_TIMES_NAMED && !known(&index);
         let all = || 0..self.open.len();
-        let order = all().filter(known).chain(all().filter(|at| !known(at)));
+        let order = all().filter(known).chain(all().filter(fresh));
         let mut chosen: Vec<_> = order
             .filter(|&index| is_there(self.open[index].node))
             .take(HOLDERS_NAMED)
@@ -132,7 +138,7 @@ impl Crowd {
         // From the back, so that what is left keeps its place.
         chosen.sort_unstable();
         for index in chosen.into_iter().rev() {
-            if self.open[index].named >= MAX_TIMES_NAMED {
+            if self.open[index].named >= MAX_TIMES_NAMED_AGAIN {
                 self.open.remove(index);
             }
         }
@@ -161,6 +167,8 @@ impl Turn {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn node(n: usize) -> NodeId {
@@ -245,6 +253,25 @@ mod tests {
         for body in 2..20 {
             assert_eq!(crowd(&mut askers, body, 50), turns);
         }
+    }
+
+    #[test]
+    fn in_whatever_order_they_ask_they_are_pointed_at_few() {
+        const COUNT: usize = 50;
+        let mut askers = Askers::default();
+        let mut met: BTreeMap<usize, BTreeSet<NodeId>> = BTreeMap::new();
+        for body in 0..100 {
+            for turn in 0..COUNT {
+                // Every number has no divisor in common with the count, so each asks once.
+                let n = (turn * [1, 3, 7, 9, 11, 13][body % 6] + body * 17) % COUNT;
+                let told = askers.ask(hash(body), node(n), |_| true, NOW);
+                if let Turn::Point(named) = told {
+                    met.entry(n).or_default().extend(named);
+                }
+            }
+        }
+        let most = met.values().map(BTreeSet::len).max();
+        assert!(most <= Some(2 * MAX_MET), "{most:?}");
     }
 
     #[test]
