@@ -1,5 +1,7 @@
 //! Bytes: one fetch per hash, from whoever gives them first and rightly.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use crate::answer::{GetError, Hop, HopFailure};
@@ -29,6 +31,8 @@ pub(super) struct Fetch {
     hinted: Vec<NodeId>,
     /// Until when those have it for themselves.
     theirs_until: Option<Time>,
+    /// How long the coordinator took to name them.
+    named_after: Duration,
     /// Sources that were given a second try over a new connection.
     retried: Vec<Source>,
     hops: Vec<HopFailure>,
@@ -53,6 +57,7 @@ impl Fetch {
             tried: Vec::new(),
             hinted: Vec::new(),
             theirs_until: None,
+            named_after: Duration::ZERO,
             retried: Vec::new(),
             hops: Vec::new(),
             hedge_at: None,
@@ -215,16 +220,17 @@ impl Worker {
     }
 
     fn arm_hedge(&mut self, hash: SpecHash, source: Source, now: Time) {
-        let hinted = self
-            .fetches
-            .get(&hash)
-            .is_some_and(|fetch| fetch.is_hinted(source));
+        let fetch = self.fetches.get(&hash);
+        let hinted = fetch.filter(|fetch| fetch.is_hinted(source));
         let usual = self.sources.hedge_after(source);
-        // It may hold the question while the bytes are on their way to it.
-        let after = if hinted {
-            usual.max(HEDGE_DEFAULT)
-        } else {
-            usual
+        // It may hold the question while the bytes are on their way to it, and where the
+        // coordinator is slow everybody waits.
+        let after = match hinted {
+            Some(fetch) => {
+                let slow = fetch.named_after.min(POINTED_PATIENCE);
+                usual.max(HEDGE_DEFAULT).max(slow)
+            }
+            None => usual,
         };
         self.arm_hedge_at(hash, now + after);
     }
@@ -267,8 +273,10 @@ impl Worker {
         }
         if let Some(fetch) = self.fetches.get_mut(&hash) {
             // To ask it again takes as long as this has, so it is not worth while before that.
-            let patience = (now.since(since) * 2).clamp(POINTED_PATIENCE, MAX_POINTED_PATIENCE);
+            let took = now.since(since);
+            let patience = (took * 2).clamp(POINTED_PATIENCE, MAX_POINTED_PATIENCE);
             fetch.theirs_until = Some(now + patience);
+            fetch.named_after = took;
         }
     }
 

@@ -724,6 +724,8 @@ fn those_whom_a_slow_coordinator_named_have_longer() {
     let start = desk.now;
     assert_eq!(desk.fetch().1, first);
     desk.advance(HEDGE_DEFAULT);
+    assert!(desk.asks_nobody(), "it waits for the same as all others");
+    desk.advance(took - desk.now.since(start));
     assert_eq!(desk.fetch().1, second);
     desk.advance(POINTED_PATIENCE - desk.now.since(start));
     assert!(desk.asks_nobody(), "it would take as long once more");
