@@ -23,7 +23,7 @@ mod publishers;
 mod readers;
 mod site;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,8 +31,8 @@ use bytes::Bytes;
 use self::faults::Fault;
 use self::net::{Ask, Caller, Stream};
 use self::node::Node;
-use self::oracle::Oracle;
 pub use self::oracle::{Failure, Outcome};
+use self::oracle::{Log, Oracle};
 pub use self::plan::{Faults, Plan};
 use self::publishers::{Attempt, Publisher};
 use self::readers::Crowd;
@@ -52,11 +52,19 @@ const QUIET: Duration = Duration::from_secs(30);
 /// # Errors
 /// What went wrong first, with the log of the steps before it.
 pub fn run(plan: &Plan) -> Result<Outcome, Box<Failure>> {
-    World::new(plan, false).run().map_err(|failure| {
+    World::new(plan, Log::Nothing).run().map_err(|failure| {
         // The same again, to write down what led to it.
-        let again = World::new(plan, true).run().err();
+        let again = World::new(plan, Log::Last(VecDeque::new())).run().err();
         Box::new(again.unwrap_or(failure))
     })
+}
+
+/// Lets a world happen, and returns a line for each of its steps, up to its end or to what went
+/// wrong.
+pub fn log(plan: &Plan) -> Vec<String> {
+    let mut world = World::new(plan, Log::All(Vec::new()));
+    world.play();
+    world.oracle.take_log()
 }
 
 struct World {
@@ -154,7 +162,7 @@ enum Step {
 }
 
 impl World {
-    fn new(plan: &Plan, traced: bool) -> Self {
+    fn new(plan: &Plan, log: Log) -> Self {
         let mut random = Random::new(plan.seed);
         let names = (0..plan.names).map(|n| match format!("n{n}").parse() {
             Ok(name) => name,
@@ -170,7 +178,7 @@ impl World {
             queue: BTreeMap::new(),
             serial: 0,
             quiet: false,
-            oracle: Oracle::new(site.catalog(), traced),
+            oracle: Oracle::new(site.catalog(), log),
             site,
             nodes,
             known: (0..plan.workers)
@@ -187,6 +195,11 @@ impl World {
     }
 
     fn run(mut self) -> Result<Outcome, Failure> {
+        self.play();
+        self.close()
+    }
+
+    fn play(&mut self) {
         self.begin();
         let end = Time::default() + self.plan.length;
         while !self.oracle.failed() {
@@ -204,6 +217,9 @@ impl World {
             self.step(step);
         }
         self.finish();
+    }
+
+    fn close(mut self) -> Result<Outcome, Failure> {
         let copies = std::mem::take(&mut self.site.copies);
         let outcome = self.oracle.close(&self.plan, self.now)?;
         Ok(Outcome {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use larder::proto::mutant::{Guard, Mutant};
-use larder::sim::world::{Plan, run};
+use larder::sim::world::{Plan, log, run};
 
 use crate::scenarios;
 
@@ -99,6 +99,26 @@ fn a_seed_gives_the_same_steps_each_time() {
     assert_eq!(once, again);
     let other = run(&Plan::random(46)).unwrap_or_else(|failure| panic!("{failure}"));
     assert_ne!(once.log, other.log);
+}
+
+/// Not only the numbers of each step are the same but every word of it: what is sent, what is
+/// shown and what readers see.
+#[test]
+fn a_seed_gives_the_same_log_each_time_byte_for_byte() {
+    let plan = Plan::random(3);
+    let [once, again] = [0, 1].map(|_| log(&plan));
+    let outcome = run(&plan).unwrap_or_else(|failure| panic!("{failure}"));
+    assert_eq!(once.len() as u64, outcome.steps, "nothing is left out");
+    let bytes: usize = once.iter().map(String::len).sum();
+    println!("{} lines, {bytes} bytes", once.len());
+    let differs = once
+        .iter()
+        .zip(&again)
+        .position(|(one, other)| one != other);
+    if let Some(line) = differs {
+        panic!("line {line}:\n{}\n{}", once[line], again[line]);
+    }
+    assert_eq!(once.len(), again.len());
 }
 
 /// Beyond what is assumed of clocks there is no promise; that it breaks shows that it is looked at.

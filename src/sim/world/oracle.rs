@@ -72,25 +72,51 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// What is written down of the steps besides their hash.
+pub(super) enum Log {
+    Nothing,
+    /// The end of it, in short.
+    Last(VecDeque<String>),
+    /// All of it, each line whole.
+    All(Vec<String>),
+}
+
+impl Log {
+    fn write(&mut self, at: Time, text: impl FnOnce() -> String) {
+        let line = |text: &str| format!("{:>11} {text}", at.as_micros());
+        match self {
+            Self::Nothing => {}
+            Self::Last(lines) => {
+                if lines.len() == LINES {
+                    lines.pop_front();
+                }
+                let text: String = text().chars().take(LINE).collect();
+                lines.push_back(line(&text));
+            }
+            Self::All(lines) => lines.push(line(&text())),
+        }
+    }
+}
+
 pub(super) struct Oracle {
     checker: Option<Checker>,
     report: Report,
     log: u64,
     steps: u64,
-    lines: Option<VecDeque<String>>,
+    lines: Log,
     failure: Option<(String, Time)>,
     /// What a line must contain to concern the failure.
     about: Vec<String>,
 }
 
 impl Oracle {
-    pub(super) fn new(catalog: CatalogId, traced: bool) -> Self {
+    pub(super) fn new(catalog: CatalogId, lines: Log) -> Self {
         Self {
             checker: Some(Checker::new(catalog)),
             report: Report::default(),
             log: 0xcbf2_9ce4_8422_2325,
             steps: 0,
-            lines: traced.then(VecDeque::new),
+            lines,
             failure: None,
             about: Vec::new(),
         }
@@ -103,13 +129,7 @@ impl Oracle {
             self.log = (self.log ^ word).wrapping_mul(0x0100_0000_01b3);
             self.log ^= self.log >> 29;
         }
-        if let Some(lines) = &mut self.lines {
-            if lines.len() == LINES {
-                lines.pop_front();
-            }
-            let text: String = text().chars().take(LINE).collect();
-            lines.push_back(format!("{:>11} {text}", at.as_micros()));
-        }
+        self.lines.write(at, text);
     }
 
     /// Something that the checker judges; `who` did it.
@@ -161,6 +181,14 @@ impl Oracle {
         self.failure.is_some()
     }
 
+    /// What was written down, if it was all of it.
+    pub(super) fn take_log(&mut self) -> Vec<String> {
+        match &mut self.lines {
+            Log::All(lines) => std::mem::take(lines),
+            Log::Nothing | Log::Last(_) => Vec::new(),
+        }
+    }
+
     pub(super) fn close(mut self, plan: &Plan, _now: Time) -> Result<Outcome, Failure> {
         let Some((why, at)) = self.failure.take() else {
             if let Some(checker) = self.checker.take() {
@@ -176,7 +204,11 @@ impl Oracle {
             });
         };
         let concerns = |line: &&String| self.about.iter().any(|about| line.contains(about));
-        let lines = self.lines.iter().flatten().rev().filter(concerns);
+        let lines = match &self.lines {
+            Log::Last(lines) => Some(lines),
+            Log::Nothing | Log::All(_) => None,
+        };
+        let lines = lines.into_iter().flatten().rev().filter(concerns);
         let mut trace: Vec<_> = lines.take(shown()).cloned().collect();
         trace.reverse();
         Err(Failure {
