@@ -16,6 +16,7 @@ use crate::catalog::{CatalogId, Head, HeadSigner};
 use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::code::{Code, Refusal};
+use crate::proto::limit::{FIRST_BYTE_MIN, MAX_HOLD};
 use crate::proto::replica::Replica;
 use crate::proto::wire::{HeadBytes, Peering, SessionId};
 use crate::proto::worker::{
@@ -564,8 +565,13 @@ impl World {
             }
             None => Some(Event::Refused(Refusal::new(Code::NotFound, "not here"))),
         };
-        if let Some(event) = event {
-            self.reply(from, vec![event]);
+        match event {
+            Some(event) => self.reply(from, vec![event]),
+            // Silence, until the asker's driver gives it up.
+            None => {
+                let held = if force { Duration::ZERO } else { MAX_HOLD };
+                self.fails(from, held + FIRST_BYTE_MIN, true);
+            }
         }
     }
 
