@@ -2,8 +2,18 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::proto::Time;
 use crate::proto::worker::BootId;
+use crate::proto::{Clock, Time};
+
+/// The boot clock of this machine.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Boot;
+
+impl Clock for Boot {
+    fn now(&self) -> Time {
+        now()
+    }
+}
 
 /// Now on the boot clock: it runs on while the machine is suspended and is never set, so a
 /// deadline means what it says.

@@ -134,5 +134,20 @@ impl std::ops::Add<Duration> for Time {
     }
 }
 
+/// What shows a [`Time`]. For a lease it has to run on while the machine is suspended.
+///
+/// Nothing in this module has one of its own: a driver hands it to [`worker::look`], which reads
+/// it at the only moment that is right, and the simulator, the model and tests hand in others.
+pub trait Clock {
+    /// Now.
+    fn now(&self) -> Time;
+}
+
+impl<F: Fn() -> Time> Clock for F {
+    fn now(&self) -> Time {
+        self()
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -162,7 +162,7 @@ impl Engine {
             return Some(Err(GetError::Draining));
         }
         let load = |hash, len| self.load_of_len(hash, len);
-        let result = Ok(leased::answer(&self.sight, load, query)?);
+        let result = Ok(leased::answer(&self.sight, &clock::Boot, load, query)?);
         note(&query.target, &result);
         Some(result)
     }

@@ -5,22 +5,22 @@ use std::time::Duration;
 
 use crate::answer::{Answer, Freshness, Hop, Mode, Proof, Query, Snapshot, Target};
 use crate::catalog::{Content, Revision, Version};
-use crate::clock;
-use crate::proto::Time;
 use crate::proto::worker::{Local, Look, Sight, SightCell, look};
+use crate::proto::{Clock, Time};
 use crate::spec::{Spec, SpecHash};
 
 /// The answer to a strict read by name, if it can be given at once. Whatever is in the way,
 /// damaged bytes or long ones among it, is the machine's matter.
 pub(super) fn answer(
     sights: &impl SightCell,
+    clock: &impl Clock,
     load: impl FnOnce(SpecHash, u64) -> Option<Local>,
     query: &Query,
 ) -> Option<Answer> {
     let (Target::Name(name), Freshness::Strict) = (&query.target, query.freshness) else {
         return None;
     };
-    let (sight, now, Look::Serve(version, snapshot)) = look(sights, clock::now, name) else {
+    let (sight, now, Look::Serve(version, snapshot)) = look(sights, clock, name) else {
         return None;
     };
     let spec = match version.content {
@@ -30,7 +30,10 @@ pub(super) fn answer(
             _ => return None,
         },
     };
-    Some(proven(&sight, version, snapshot, spec, now))
+    Some(Answer {
+        took: clock.now().since(now),
+        ..proven(&sight, version, snapshot, spec, now)
+    })
 }
 
 fn proven(
@@ -52,6 +55,6 @@ fn proven(
             age_us: u64::try_from(age.as_micros()).unwrap_or(u64::MAX),
         },
         failed: Vec::new(),
-        took: clock::now().since(now),
+        took: Duration::ZERO,
     }
 }

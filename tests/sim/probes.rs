@@ -175,10 +175,10 @@ fn clock_after_sight() -> Result<(), String> {
         clock: &clock,
         takes: Duration::ZERO,
     };
-    let (_, _, quick) = look(&cell, || clock.get(), &name);
+    let (_, _, quick) = look(&cell, &|| clock.get(), &name);
     ensure(matches!(quick, Look::Serve(..)), "a lease is of no use")?;
     cell.takes = LEASE;
-    let (_, _, slow) = look(&cell, || clock.get(), &name);
+    let (_, _, slow) = look(&cell, &|| clock.get(), &name);
     ensure(slow == Look::Ask, "a lease that had ended was used")
 }
 

@@ -12,6 +12,7 @@ use shuttle::sync::{Mutex, mpsc};
 use shuttle::{Config as Shuttle, Runner, thread};
 
 use super::*;
+use crate::proto::Clock;
 use crate::proto::mutant::{Guard, Mutant, mutant};
 use crate::proto::wire::{Delta, Marks, Prepare};
 use crate::proto::worker::{Input, Output, SightCell, look};
@@ -90,7 +91,8 @@ struct Shared {
     acknowledged: AtomicU64,
 }
 
-impl Shared {
+/// Ticks by a thread of its own, so that it may go on between any two steps of a reader.
+impl Clock for Shared {
     fn now(&self) -> Time {
         Time::from_micros(self.clock.load(Ordering::SeqCst))
     }
@@ -140,7 +142,7 @@ fn read(shared: &Shared, misses: bool) -> Option<String> {
     }
     (0..LOOKS).find_map(|_| {
         let least = shared.acknowledged.load(Ordering::SeqCst);
-        let (sight, _, look) = look(&cell, || shared.now(), &name("a"));
+        let (sight, _, look) = look(&cell, shared, &name("a"));
         let Look::Serve(version, _) = look else {
             return None;
         };

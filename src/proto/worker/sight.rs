@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use crate::answer::{RunToken, Snapshot};
 use crate::catalog::{Content, Revision, Version};
-use crate::proto::Time;
 use crate::proto::limit::{DRIFT_PER_MILLE, LEASE_MARGIN};
 use crate::proto::mutant::mutant;
 use crate::proto::replica::Replica;
 use crate::proto::wire::Marks;
 use crate::proto::worker::Mark;
+use crate::proto::{Clock, Time};
 use crate::spec::SpecName;
 
 /// An immutable picture of what a worker may answer without asking. The machine makes a new one
@@ -61,12 +61,12 @@ pub trait SightCell {
 /// loads later for one that covers the time that it read earlier.
 pub fn look(
     cell: &impl SightCell,
-    clock: impl Fn() -> Time,
+    clock: &impl Clock,
     name: &SpecName,
 ) -> (Arc<Sight>, Time, Look) {
-    let early = mutant!(X01).then(&clock);
+    let early = mutant!(X01).then(|| clock.now());
     let sight = load(cell);
-    let now = early.unwrap_or_else(clock);
+    let now = early.unwrap_or_else(|| clock.now());
     let look = sight.strict(name, now);
     (sight, now, look)
 }

@@ -252,7 +252,7 @@ impl World {
     pub(super) fn look(&self, worker: usize, name: &SpecName) -> Look {
         let place = &self.places[worker];
         let cell = Shown(Arc::clone(&place.sight));
-        let (_, _, look) = look(&cell, || place.clock(self.now), name);
+        let (_, _, look) = look(&cell, &|| place.clock(self.now), name);
         look
     }
 

@@ -134,7 +134,7 @@ impl World {
         let cell: &Shown = &node.cell;
         let (found, mode) = match query.freshness {
             Freshness::Strict => {
-                let (_, _, found) = look(cell, || node.clock.at(self.now), name);
+                let (_, _, found) = look(cell, &|| node.clock.at(self.now), name);
                 (found, Mode::Lease)
             }
             Freshness::Bounded(staleness) => {
