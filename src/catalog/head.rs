@@ -5,6 +5,7 @@ use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
 use crate::catalog::{CatalogId, Epoch, Revision, StateRoot};
 use crate::codec::{DecodeError, Reader, Writer};
+use crate::proto::mutant::mutant;
 use crate::spec::hash::{hex, parse_hex};
 
 const TAG: &[u8; 16] = b"larder head 001\0";
@@ -93,9 +94,17 @@ impl Head {
         let bytes = self.to_bytes();
         let mut out = [0; SignedHead::LEN];
         out[..Self::LEN].copy_from_slice(&bytes);
-        out[Self::LEN..].copy_from_slice(&signer.sign(&bytes));
+        out[Self::LEN..].copy_from_slice(&signer.sign(message(&bytes)));
         SignedHead(out)
     }
+}
+
+/// What a signature is over: all of a head.
+fn message(head: &[u8]) -> &[u8] {
+    if mutant!(X13) {
+        return head.get(TAG.len() + 16..).unwrap_or_default();
+    }
+    head
 }
 
 /// Signs the bytes of a head. Pure: the same bytes give the same signature.
@@ -142,7 +151,7 @@ impl SignedHead {
         let head = self.claimed()?;
         let mut signature = [0; 64];
         signature.copy_from_slice(&self.0[Head::LEN..]);
-        if !verifier.verify(&self.0[..Head::LEN], &signature) {
+        if !verifier.verify(message(&self.0[..Head::LEN]), &signature) {
             return Err(HeadError::Signature);
         }
         Ok(VerifiedHead {

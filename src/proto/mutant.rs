@@ -110,7 +110,7 @@ mod switch {
         X11,
         /// The high-water mark is not kept.
         X12,
-        /// The catalog id is not compared.
+        /// The catalog id is not signed.
         X13,
         /// A peer's unproven "not found" is an answer.
         X15,
@@ -144,6 +144,8 @@ mod switch {
         X32,
         /// A worker carries packets of others while it is carried itself.
         X33,
+        /// The catalog id is not compared.
+        X34,
     }
 
     /// Found in a binary that can be made faulty, and in no other.

@@ -98,7 +98,7 @@ impl Replica {
         delta: &Delta,
         verifier: &dyn HeadVerifier,
     ) -> Result<Option<Self>, ReplicaError> {
-        if delta.catalog != self.head().catalog && !mutant!(X13) {
+        if delta.catalog != self.head().catalog && !mutant!(X34) {
             return Err(ReplicaError::Catalog(delta.catalog));
         }
         let mut records = self.records.clone();
@@ -111,7 +111,7 @@ impl Replica {
                 .signed()
                 .map_err(|_| ReplicaError::Form("a head of another length"))?;
             let head = signed.claimed().map_err(HeadError::from)?;
-            if head.catalog != self.head().catalog && !mutant!(X13) {
+            if head.catalog != self.head().catalog && !mutant!(X34) {
                 // Signed for another catalog it is no evidence of anything here.
                 return Err(ReplicaError::Catalog(head.catalog));
             }

@@ -60,7 +60,7 @@ fn way(mutant: Mutant) -> Way {
         Mutant::X10 => World("restarts"),
         Mutant::X11 => Rule("another catalog's state is not remembered"),
         Mutant::X12 => Rule("the newest state is remembered"),
-        Mutant::X13 => Rule("a delta of another catalog is refused"),
+        Mutant::X13 => Rule("a head is of the catalog that it was signed for"),
         Mutant::X15 => World("liars"),
         Mutant::X16 => World("retention"),
         Mutant::X17 => Rule("two heads for one revision are a fork"),
@@ -77,6 +77,7 @@ fn way(mutant: Mutant) -> Way {
         Mutant::X31 => World("keys"),
         Mutant::X32 => World("neighbours"),
         Mutant::X33 => Rule("a worker that is carried carries nobody"),
+        Mutant::X34 => Rule("a delta of another catalog is refused"),
     }
 }
 

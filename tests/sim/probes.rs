@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use larder::answer::{Query, Target};
 use larder::catalog::{
-    Catalog, CatalogId, Epoch, Head, HeadHash, HeadSigner, HeadVerifier, Revision, SignedHead,
+    Catalog, CatalogId, Epoch, Head, HeadHash, HeadKey, HeadSigner, HeadVerifier, Revision,
+    SignedHead,
 };
 use larder::proto::Time;
 use larder::proto::replica::Replica;
@@ -34,6 +35,10 @@ pub(crate) const ALL: &[Probe] = &[
         foreign_state_is_forgotten,
     ),
     ("the newest state is remembered", newest_state_is_remembered),
+    (
+        "a head is of the catalog that it was signed for",
+        heads_say_whose_they_are,
+    ),
     (
         "a delta of another catalog is refused",
         foreign_delta_is_refused,
@@ -217,6 +222,24 @@ fn newest_state_is_remembered() -> Result<(), String> {
         .iter()
         .any(|output| matches!(output, Output::Remember(mark) if mark.catalog == OURS));
     ensure(remembers, "the newest state was not kept")
+}
+
+/// One key may sign for two catalogs.
+fn heads_say_whose_they_are() -> Result<(), String> {
+    let key = HeadKey::from_bytes([1; 32]);
+    let ours = head(1, HeadHash::NONE).claimed();
+    let ours = ours.map_err(|error| error.to_string())?;
+    let theirs = Head {
+        catalog: OTHER,
+        ..ours
+    };
+    let honest = theirs.sign(&key);
+    ensure(honest.verify(&key.pinned()).is_ok(), "it is refused")?;
+    let signature = &honest.as_bytes()[Head::LEN..];
+    let forged = [&ours.to_bytes()[..], signature].concat();
+    let forged = SignedHead::from_slice(&forged).map_err(|error| error.to_string())?;
+    let believed = forged.verify(&key.pinned());
+    ensure(believed.is_err(), "one of another catalog was believed")
 }
 
 fn foreign_delta_is_refused() -> Result<(), String> {
