@@ -2,7 +2,7 @@
 
 mod concurrency;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::proto::coordinator::{self, Coordinator, Ledger, Options, Retention, W
 use crate::proto::limit::{DEFAULT_LEASE, MAX_DELTA};
 use crate::proto::wire::{Publish, PublishName, PublishedRev, Push, SessionId};
 use crate::proto::worker::{
-    self, CallId, Config, Event, Local, Look, Restored, Sight, Source, Worker,
+    self, CallId, Config, Event, Local, Look, Prefetch, Restored, Sight, Source, Worker,
 };
 use crate::proto::{replica, worker::Keep};
 use crate::spec::{Spec, SpecHash, SpecName};
@@ -67,22 +67,25 @@ fn spec(body: &str) -> Spec {
     Spec::new(Bytes::copy_from_slice(body.as_bytes()))
 }
 
-fn machine(sid: u128, restored: Restored) -> Worker {
-    let config = Config {
+fn config(sid: u128) -> Config {
+    Config {
         coordinators: vec!["c0".into()],
         sid: SessionId::new(sid),
         lease: true,
         ..Config::default()
-    };
-    Worker::new(&config, Arc::new(key().pinned()), restored)
+    }
 }
 
-fn node(sid: u128, restored: Restored) -> Node {
+fn machine(sid: u128, restored: Restored) -> Worker {
+    Worker::new(&config(sid), Arc::new(key().pinned()), restored)
+}
+
+fn node(config: &Config, restored: Restored) -> Node {
     Node {
         mark: restored.mark,
         anchor: restored.anchor,
         replica: restored.replica.clone().map(Arc::new),
-        machine: machine(sid, restored),
+        machine: Worker::new(config, Arc::new(key().pinned()), restored),
         shown: Arc::default(),
         disk: BTreeMap::new(),
         done: BTreeMap::new(),
@@ -113,7 +116,7 @@ impl Site {
             published: BTreeMap::new(),
             ticket: 0,
             nodes: (0..workers)
-                .map(|n| node(n as u128 + 1, Restored::default()))
+                .map(|n| node(&config(n as u128 + 1), Restored::default()))
                 .collect(),
             streams: BTreeMap::new(),
             next_stream: 0,
@@ -124,6 +127,12 @@ impl Site {
             site.feed(worker, worker::Input::Wake);
         }
         site
+    }
+
+    /// Another worker comes.
+    fn join(&mut self, config: Config, restored: Restored) {
+        self.nodes.push(node(&config, restored));
+        self.feed(self.nodes.len() - 1, worker::Input::Wake);
     }
 
     fn start(&mut self) {
@@ -584,7 +593,7 @@ fn no_lease_outlives_the_process_of_its_worker() {
         replica: before.replica.as_deref().cloned(),
         ..Restored::default()
     };
-    site.nodes[0] = node(77, restored);
+    site.nodes[0] = node(&config(77), restored);
     site.nodes[0].cut = true;
     site.feed(0, worker::Input::Wake);
     assert!(!site.leased(0));
@@ -623,7 +632,7 @@ fn marks_of_a_new_epoch_come_with_its_first_grant() {
         }),
         ..Restored::default()
     };
-    site.nodes.push(node(99, restored));
+    site.nodes.push(node(&config(99), restored));
     site.feed(2, worker::Input::Wake);
     site.pass(TICK * 50);
     assert!(site.leased(2));
@@ -717,7 +726,7 @@ fn a_replica_of_an_epoch_that_is_over_hides_no_mark_after_a_restart() {
         replica: Some(old),
         ..Restored::default()
     };
-    site.nodes[0] = node(50, restored);
+    site.nodes[0] = node(&config(50), restored);
     site.nodes[1].mute = true;
     site.publish("a", Some("new"));
     site.feed(0, worker::Input::Wake);
@@ -745,7 +754,7 @@ fn a_bounded_read_is_answered_right_after_a_restart_when_nobody_can_be_asked() {
     let restored = left_behind(&mut site);
     let at = restored.anchor.expect("an anchor").at;
     let disk = std::mem::take(&mut site.nodes[0].disk);
-    site.nodes[0] = node(50, restored);
+    site.nodes[0] = node(&config(50), restored);
     site.nodes[0].disk = disk;
     site.nodes[0].disk.insert(spec("1").hash(), spec("1"));
     site.nodes[0].cut = true;
@@ -823,7 +832,7 @@ fn a_copy_of_an_epoch_that_is_over_is_not_read_after_a_restart_however_high_its_
         anchor: left.anchor,
         ..Restored::default()
     };
-    site.nodes[0] = node(50, restored);
+    site.nodes[0] = node(&config(50), restored);
     site.nodes[0].disk = disk;
     site.nodes[0].disk.insert(spec("19").hash(), spec("19"));
     site.nodes[0].cut = true;
@@ -924,6 +933,68 @@ fn a_worker_far_behind_takes_the_buckets_that_differ() {
     let replica = site.nodes[0].shown.replica().expect("a replica").clone();
     let view = site.coordinator.as_ref().expect("running").view();
     assert_eq!(replica.records().root(), view.records.root());
+}
+
+/// What a worker has on its disk after a publish that nobody reads: of a name that it has used
+/// before, and of one that it has not.
+fn fetched_ahead(prefetch: Prefetch) -> (bool, bool) {
+    let mut site = Site::new(0);
+    let used = BTreeSet::from([name("used")]);
+    site.join(
+        Config {
+            prefetch,
+            ..config(1)
+        },
+        Restored {
+            used,
+            ..Restored::default()
+        },
+    );
+    site.pass(Duration::from_secs(3));
+    assert!(site.leased(0));
+    for text in ["used", "other"] {
+        site.publish(text, Some(text));
+    }
+    site.pass(Duration::from_secs(1));
+    let has = |text| site.nodes[0].disk.contains_key(&spec(text).hash());
+    (has("used"), has("other"))
+}
+
+#[test]
+fn a_worker_gets_ahead_of_its_readers_all_bodies_or_those_of_names_that_it_used_or_none() {
+    assert_eq!(fetched_ahead(Prefetch::All), (true, true));
+    assert_eq!(fetched_ahead(Prefetch::Used), (true, false));
+    assert_eq!(fetched_ahead(Prefetch::None), (false, false));
+    assert_eq!(Prefetch::default(), Prefetch::Used);
+}
+
+/// The bodies are there before the publish is acknowledged where that takes its time, so that the
+/// first read of the new version needs nobody.
+#[test]
+fn a_body_that_was_hinted_is_there_before_the_change_is_visible() {
+    let mut site = Site::new(1);
+    let used = BTreeSet::from([name("a")]);
+    site.join(
+        config(2),
+        Restored {
+            used,
+            ..Restored::default()
+        },
+    );
+    site.publish("a", Some("1"));
+    site.pass(Duration::from_secs(3));
+    site.nodes[0].cut = true;
+    let ticket = site.publish("a", Some("2"));
+    assert!(
+        !site.published.contains_key(&ticket),
+        "the other one is waited for"
+    );
+    assert!(site.nodes[1].disk.contains_key(&spec("2").hash()));
+    assert_eq!(site.look(1, "a"), Look::Soon, "and it is not served yet");
+    site.pass(DEFAULT_LEASE);
+    let sent = site.nodes[1].sent;
+    assert_eq!(site.strict(1, "a"), (Some(spec("2")), Mode::Lease));
+    assert_eq!(site.nodes[1].sent, sent);
 }
 
 #[test]
