@@ -511,6 +511,8 @@ pub enum GetError {
     Deadline {
         /// What was wanted.
         target: Target,
+        /// What is known here of a name whose proof did not come in time.
+        last: Option<LastKnown>,
         /// What was tried, the unfinished hops among it.
         hops: Vec<HopFailure>,
     },
@@ -612,7 +614,15 @@ impl GetError {
                 Some("add workers that may have it with `--peer`, or bring the coordinator back".into())
             }
             Self::Compacted { oldest, .. } => Some(format!("read at {oldest} or later")),
-            Self::Deadline { .. } => Some("allow more time with `--deadline`".into()),
+            Self::Deadline { target, last, .. } => {
+                let more = "allow more time with `--deadline`";
+                Some(match (target, last) {
+                    (Target::Name(name), Some(last)) => {
+                        format!("{more}; {}", older_on_purpose(name, last))
+                    }
+                    _ => more.into(),
+                })
+            }
             Self::WrongCatalog { .. } => Some(
                 "check the coordinator addresses; a worker that moved to another cluster needs an empty store".into(),
             ),
@@ -742,6 +752,14 @@ impl From<GetError> for Failure {
                 failure.name = Some(name);
                 failure.last = last;
             }
+            GetError::Deadline {
+                target: Target::Name(name),
+                last,
+                ..
+            } => {
+                failure.name = Some(name);
+                failure.last = last;
+            }
             GetError::NotHeld { name, .. } => failure.name = Some(name),
             GetError::Compacted { oldest, .. } => failure.rev = Some(oldest),
             GetError::Future { newest, .. } => failure.rev = Some(newest),
@@ -808,5 +826,14 @@ mod tests {
         assert!(hint(last).contains("--max-staleness 2m`"));
         last.age_ms = None;
         assert!(!hint(last).contains("max-staleness"), "no bound would do");
+        let late = |last| GetError::Deadline {
+            target: "etl/a".parse().expect("a name"),
+            last,
+            hops: Vec::new(),
+        };
+        let hint = late(Some(last)).hint().expect("a hint");
+        assert!(hint.contains("--deadline") && hint.contains("etl/a --at 5`"));
+        assert!(!late(None).hint().expect("a hint").contains("--at"));
+        assert_eq!(Failure::from(late(Some(last))).last, Some(last));
     }
 }

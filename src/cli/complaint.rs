@@ -2,12 +2,14 @@
 
 use std::error::Error;
 use std::fmt::{self, Write as _};
+use std::time::Duration;
 
-use larder::answer::Failure;
+use larder::answer::{Failure, LastKnown};
 use larder::config::ConfigError;
 
 use super::exit::Exit;
 use super::table::clean;
+use super::timestamp::seconds;
 
 /// An error of the command line itself, with its exit and what to do about it.
 #[derive(Debug)]
@@ -120,12 +122,28 @@ fn details(error: &anyhow::Error) -> Vec<String> {
         if let Some(complaint) = cause.downcast_ref::<Complaint>() {
             return complaint.details.clone();
         }
-        let failure = cause.downcast_ref::<Failure>();
-        let hops = failure.map(|failure| failure.hops.as_slice());
-        let hops = hops.unwrap_or_default();
-        hops.iter().map(|hop| format!("tried {hop}")).collect()
+        let Some(failure) = cause.downcast_ref::<Failure>() else {
+            return Vec::new();
+        };
+        let known = failure.last.map(|last| known(&last));
+        let hops = failure.hops.iter().map(|hop| format!("tried {hop}"));
+        known.into_iter().chain(hops).collect()
     };
     error.chain().flat_map(of).collect()
+}
+
+/// What a node knows of a name without a proof that it is still so.
+fn known(last: &LastKnown) -> String {
+    let content = match last.hash {
+        Some(hash) => hash.short(),
+        None => "deleted".into(),
+    };
+    let age = match last.age_ms {
+        Some(ms) => format!("current {} ago at most", seconds(Duration::from_millis(ms))),
+        None => "nobody knows how old".into(),
+    };
+    let (changed, seen) = (last.record_rev, last.seen_rev);
+    format!("known here: {content}, changed in revision {changed}, seen at revision {seen}, {age}")
 }
 
 fn hint(error: &anyhow::Error) -> Option<String> {
@@ -143,6 +161,8 @@ fn hint(error: &anyhow::Error) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use larder::answer::{Hop, HopFailure};
+    use larder::catalog::Revision;
+    use larder::spec::SpecHash;
 
     use super::*;
 
@@ -166,6 +186,29 @@ mod tests {
              because: no proof that `a` is current\n\
              hint: check the path\n"
         );
+    }
+
+    #[test]
+    fn what_is_known_without_proof_is_told_with_its_age() {
+        let mut failure = unreachable();
+        let hash = SpecHash::of(b"x");
+        let mut last = LastKnown {
+            record_rev: Revision::new(3),
+            seen_rev: Revision::new(5),
+            hash: Some(hash),
+            age_ms: Some(4_200),
+        };
+        failure.last = Some(last);
+        let text = as_text(&failure.clone().into());
+        let hash = hash.short();
+        let line = format!(
+            "\n  known here: {hash}, changed in revision 3, seen at revision 5, current 4.2 s ago at most\n  tried"
+        );
+        assert!(text.contains(&line), "{text}");
+        (last.hash, last.age_ms) = (None, None);
+        failure.last = Some(last);
+        let line = "known here: deleted, changed in revision 3, seen at revision 5, nobody knows how old\n";
+        assert!(as_text(&failure.into()).contains(line));
     }
 
     #[test]

@@ -151,6 +151,7 @@ impl Api for Arc<Node> {
         Box::pin(async move {
             let late = || GetError::Deadline {
                 target: query.target.clone(),
+                last: None,
                 hops: Vec::new(),
             };
             let read = timeout(query.deadline, self.read(query.clone())).await;

@@ -909,7 +909,7 @@ impl Worker {
                 return;
             };
             match timer {
-                Timer::Deadline(ticket) => self.expire(ticket),
+                Timer::Deadline(ticket) => self.expire(ticket, now),
                 Timer::Answer(call) => self.answer_late(call, now),
                 Timer::Hedge(hash) => self.hedge(hash, now),
                 Timer::Renew => self.renew_due(now),
@@ -924,7 +924,7 @@ impl Worker {
         }
     }
 
-    fn expire(&mut self, ticket: Ticket) {
+    fn expire(&mut self, ticket: Ticket, now: Time) {
         let Some(read) = self.reads.get(&ticket) else {
             return;
         };
@@ -933,9 +933,15 @@ impl Worker {
             Place::Flight(key) => self.flight_hops(key),
             Place::Fetch(hash) => self.fetch_hops(hash),
         };
+        // Once the truth is known only its bytes are late, and what was known before is old.
+        let last = match &read.place {
+            Place::Flight(key) if key.at.is_none() => self.last_known_at(&key.name, now),
+            _ => None,
+        };
         let target = read.target.clone();
         self.forget(ticket);
-        self.done(ticket, Err(GetError::Deadline { target, hops }));
+        let error = GetError::Deadline { target, last, hops };
+        self.done(ticket, Err(error));
     }
 
     fn new_call(&mut self, call: Call) -> CallId {

@@ -192,6 +192,14 @@ impl Worker {
         })
     }
 
+    /// The same with its age.
+    pub(super) fn last_known_at(&self, name: &SpecName, now: Time) -> Option<LastKnown> {
+        self.last_known(name).map(|last| LastKnown {
+            age_ms: self.age_of(last.seen_rev, now),
+            ..last
+        })
+    }
+
     /// How long a strict read waits for a release before it asks.
     pub(super) fn release_wait(&self, now: Time) -> std::time::Duration {
         let coordinator = self.sources.next_coordinator(&[], now);
@@ -737,10 +745,7 @@ impl Worker {
         let error = match key.at {
             Some(at) => GetError::NotHeld { name, at, hops },
             None => GetError::NoFreshnessProof {
-                last: self.last_known(&name).map(|last| LastKnown {
-                    age_ms: self.age_of(last.seen_rev, now),
-                    ..last
-                }),
+                last: self.last_known_at(&name, now),
                 name,
                 hops,
             },

@@ -302,6 +302,33 @@ fn a_new_version_is_never_hidden_by_the_old_one_on_disk() {
 }
 
 #[test]
+fn a_deadline_before_the_proof_says_what_is_known_without_it() {
+    let mut desk = desk(1, 0);
+    desk.publish_and_read(1, "a", 1, "v1");
+    desk.strict_within(2, "a", ANSWER_TIMEOUT / 2);
+    let (call, ..) = desk.resolve();
+    desk.is_late(call);
+    let GetError::Deadline { last, hops, .. } = desk.error(2) else {
+        panic!("it waits for an answer beyond its time");
+    };
+    let last = last.expect("known");
+    assert_eq!(last.seen_rev, Revision::new(1));
+    assert_eq!(last.hash, Some(SpecHash::of(b"v1")));
+    assert_eq!(hops[0].reason, "no answer yet");
+    // The truth is known, and its bytes are late: what was known before is of no use.
+    desk.strict_within(3, "a", ANSWER_TIMEOUT / 2);
+    let (call, ..) = desk.resolve();
+    desk.event(call, opening(2));
+    desk.outcome(call, Some(version(2, "v2")), false);
+    desk.is_late(call);
+    let error = desk.error(3);
+    assert!(
+        matches!(error, GetError::Deadline { last: None, .. }),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_strict_read_never_joins_a_request_that_was_sent_before_it() {
     let mut desk = desk(1, 0);
     desk.strict(1, "a");

@@ -74,6 +74,7 @@ async fn every_failure_of_a_read_comes_over_whole() {
         GetError::Future { at, newest },
         GetError::Deadline {
             target: Target::Name(a()),
+            last,
             hops: hops.clone(),
         },
         GetError::WrongCatalog { known, got, hops },

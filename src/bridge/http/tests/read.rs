@@ -253,6 +253,7 @@ async fn each_failure_of_a_read_has_its_status() {
             504,
             GetError::Deadline {
                 target: "late".parse().expect("a name"),
+                last: None,
                 hops: Vec::new(),
             },
         ),
