@@ -284,6 +284,8 @@ pub struct Gossip {
     renew_pause: Duration,
     announced: u32,
     sync_pause: Duration,
+    /// The last list of another node had members that were new here, so there may be more.
+    list_had_news: bool,
     joined: bool,
     left: bool,
 }
@@ -343,6 +345,7 @@ impl Gossip {
             renew_pause: RENEW_EVERY,
             announced: 0,
             sync_pause: FIRST_SYNC,
+            list_had_news: false,
             joined: false,
             left: false,
         }
@@ -448,7 +451,10 @@ impl Gossip {
                 let taken = self.heads.take_verified(*head);
                 // Whoever says so knows it already.
                 match taken {
-                    Taken::New(head) => self.spread(&Item::Head(*head.signed()), now, &mut out),
+                    Taken::New(head) => {
+                        let own = self.own().id;
+                        self.spread(&Item::Head(*head.signed()), own, now, &mut out);
+                    }
                     other => self.taken(other, self.own().id, now, &mut out),
                 }
             }
@@ -499,9 +505,11 @@ impl Gossip {
             Chore::Sync => {
                 out.extend(self.near_member().map(Output::SyncWith));
                 out.extend(self.missing_seed().map(Output::Reach));
+                if !std::mem::take(&mut self.list_had_news) {
+                    self.sync_pause = (self.sync_pause * 2).min(SYNC_EVERY);
+                }
                 let pause = self.jittered(self.sync_pause);
                 self.timers.set(Chore::Sync, now + pause);
-                self.sync_pause = (self.sync_pause * 2).min(SYNC_EVERY);
             }
             Chore::Heads => {
                 if let Some(to) = self.near_member() {
@@ -571,17 +579,17 @@ impl Gossip {
             Taken::New(head) => {
                 let signed = *head.signed();
                 out.push(Output::Head { head, from });
-                self.spread(&Item::Head(signed), now, out);
+                self.spread(&Item::Head(signed), from, now, out);
             }
             Taken::Equivocation(pair) => {
                 out.push(Output::Equivocation(pair.clone()));
-                self.spread(&Item::Equivocation(pair), now, out);
+                self.spread(&Item::Equivocation(pair), from, now, out);
             }
         }
     }
 
-    /// At once, and with the next packets: waiting for those would take seconds.
-    fn spread(&mut self, item: &Item, now: Time, out: &mut Vec<Output>) {
+    /// At once, and with the next packets: waiting for those would take seconds. `from` knows it.
+    fn spread(&mut self, item: &Item, from: NodeId, now: Time, out: &mut Vec<Output>) {
         if self.left {
             return;
         }
@@ -591,10 +599,17 @@ impl Gossip {
         if self.is_leaf {
             return self.tell_attached(out);
         }
-        let mut runtime = AccumulatingRuntime::new();
-        let added = self.foca.add_broadcast(&item.to_bytes());
-        let result = added.and_then(|_| self.foca.broadcast(&mut runtime));
-        self.finish(result, runtime, now, out);
+        let item = item.to_bytes();
+        let mut w = Writer::new();
+        w.u8(HEADS).u8(IS_ANSWER);
+        write_item(&item, &mut w);
+        let bytes = w.finish();
+        for to in self.head_hearers(from) {
+            let bytes = bytes.clone();
+            out.push(Output::Send { to, bytes });
+        }
+        let added = self.foca.add_broadcast(&item).map(|_| ());
+        self.finish(added, AccumulatingRuntime::new(), now, out);
     }
 }
 
@@ -666,6 +681,7 @@ impl Gossip {
                 self.announced = 0;
                 self.timers.clear(Chore::Announce);
                 self.sync_pause = FIRST_SYNC;
+                self.list_had_news = true;
                 self.timers.set(Chore::Sync, now);
                 out.push(Output::Joined);
             }
@@ -699,7 +715,7 @@ impl Gossip {
 /// Foca's numbers for a cluster of this size: those of its LAN profile, whose times the machine
 /// stretches where round trips are long. Dead members are asked more often than there, since that
 /// is how two halves of a cluster find each other after a cut. News go to fewer at a time: heads are
-/// sent at once anyway, and lists over streams.
+/// sent at once anyway, see [`HEAD_FANOUT`](crate::proto::limit::HEAD_FANOUT), and lists over streams.
 fn tuned(members: u32) -> foca::Config {
     const TWO: NonZeroUsize = NonZeroUsize::new(2).unwrap();
     const FEW: NonZeroUsize = NonZeroUsize::new(3).unwrap();

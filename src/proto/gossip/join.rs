@@ -25,7 +25,7 @@ impl Gossip {
         let known = self.up.values().chain(&self.remembered).copied();
         let known: Vec<Member> = known.filter(|to| !self.barred.contains(&to.id)).collect();
         self.reach_seeds(out);
-        for member in self.some_of(known) {
+        for member in self.some_of(known, ANNOUNCE_FANOUT) {
             self.announce_to(member, now, out);
         }
         let doubled = FIRST_ANNOUNCE_BACKOFF * (1 << self.announced.min(16));
@@ -43,7 +43,11 @@ impl Gossip {
 
     pub(super) fn reach_seeds(&mut self, out: &mut Vec<Output>) {
         let seeds = self.seeds.iter().map(|seed| seed.addr.clone()).collect();
-        out.extend(self.some_of(seeds).into_iter().map(Output::Reach));
+        out.extend(
+            self.some_of(seeds, ANNOUNCE_FANOUT)
+                .into_iter()
+                .map(Output::Reach),
+        );
     }
 
     pub(super) fn seed_is(&mut self, seed: &str, node: NodeId) {
@@ -67,7 +71,7 @@ impl Gossip {
         }
         let others = others.iter().copied();
         let others = others.filter(|(node, _)| self.is_news(*node)).collect();
-        let mut found = self.some_of(others);
+        let mut found = self.some_of(others, ANNOUNCE_FANOUT);
         found.extend(addr.map(|addr| (node, addr)).filter(|_| self.is_news(node)));
         for (node, addr) in found {
             let member = Member::new(node, addr, 0);
@@ -173,12 +177,13 @@ impl Gossip {
         (count > 0).then(|| self.rng.random_range(0..count))
     }
 
-    pub(super) fn some_of<T>(&mut self, mut of: Vec<T>) -> Vec<T> {
-        for place in 0..of.len().min(ANNOUNCE_FANOUT) {
+    /// Up to `count`, at random.
+    pub(super) fn some_of<T>(&mut self, mut of: Vec<T>, count: usize) -> Vec<T> {
+        for place in 0..of.len().min(count) {
             let other = self.rng.random_range(place..of.len());
             of.swap(place, other);
         }
-        of.truncate(ANNOUNCE_FANOUT);
+        of.truncate(count);
         of
     }
 

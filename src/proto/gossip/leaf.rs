@@ -8,8 +8,8 @@ use super::{Gossip, IS_ANSWER, Member, Output};
 use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::limit::{
-    FIRST_ANNOUNCE_BACKOFF, LEAF_LINKS, MAX_ANNOUNCE_BACKOFF, MAX_LEAVES, SYNC_EVERY,
-    UNREACHED_ENOUGH,
+    ANNOUNCE_FANOUT, FIRST_ANNOUNCE_BACKOFF, LEAF_LINKS, MAX_ANNOUNCE_BACKOFF, MAX_LEAVES,
+    SYNC_EVERY, UNREACHED_ENOUGH,
 };
 
 /// What a leaf does.
@@ -78,8 +78,8 @@ impl Gossip {
             !self.attached.contains_key(&member.id) && !self.barred.contains(&member.id)
         };
         let free: Vec<Member> = self.remembered.iter().filter(free).copied().collect();
-        let some = self.some_of(free).into_iter().take(wanted);
-        out.extend(some.map(Output::Attach));
+        let some = self.some_of(free, wanted.min(ANNOUNCE_FANOUT));
+        out.extend(some.into_iter().map(Output::Attach));
         let pause = match wanted {
             0 => SYNC_EVERY,
             _ => {

@@ -4,13 +4,16 @@
 //! packet: with all members in turn, a cluster that starts at once would do nothing else. News travel
 //! as well over a graph in which everyone is connected with a few. Probes alone go to everyone, and
 //! slowly where that needs a new connection.
+//!
+//! A head goes at once to more of them than other news do: what waits for it are reads.
 
 use foca::Message;
 
 use super::member::{read_header, write_header};
 use super::{Gossip, MEMBERSHIP, Member, Output};
 use crate::codec::{Reader, Writer};
-use crate::proto::limit::ENOUGH_NEIGHBOURS;
+use crate::identity::NodeId;
+use crate::proto::limit::{ENOUGH_NEIGHBOURS, HEAD_FANOUT};
 
 impl Gossip {
     /// Members with a connection, if they are enough; else none.
@@ -23,14 +26,27 @@ impl Gossip {
         }
     }
 
+    /// Members that it costs little to talk to; all of them while these are too few.
+    fn near(&self) -> Vec<Member> {
+        let neighbours = self.neighbours();
+        match neighbours.is_empty() {
+            true => self.up.values().copied().collect(),
+            false => neighbours,
+        }
+    }
+
     /// Any member that it costs little to talk to.
     pub(super) fn near_member(&mut self) -> Option<Member> {
-        let mut among = self.neighbours();
-        if among.is_empty() {
-            among = self.up.values().copied().collect();
-        }
+        let among = self.near();
         let place = self.any_of(among.len())?;
         among.get(place).copied()
+    }
+
+    /// Up to [`HEAD_FANOUT`] members that are told of a head which `teller` knows already.
+    pub(super) fn head_hearers(&mut self, teller: NodeId) -> Vec<Member> {
+        let mut among = self.near();
+        among.retain(|member| member.id != teller && !self.barred.contains(&member.id));
+        self.some_of(among, HEAD_FANOUT)
     }
 
     /// What foca wants to tell `to`. News are for anyone, so they go to a neighbour rather than to a
@@ -47,7 +63,7 @@ impl Gossip {
         w.u8(MEMBERSHIP);
         let mut to = to;
         match read_header(&mut r) {
-            Ok(mut header) if is_news(&header.message) => {
+            Ok(mut header) if matches!(header.message, Message::Gossip) => {
                 let free = free.get_or_insert_with(|| self.neighbours());
                 if is_near {
                     free.retain(|member| member.id != to.id);
@@ -68,8 +84,4 @@ impl Gossip {
         let bytes = w.finish();
         Output::Send { to, bytes }
     }
-}
-
-fn is_news(message: &Message<Member>) -> bool {
-    matches!(message, Message::Gossip | Message::Broadcast)
 }

@@ -135,11 +135,13 @@ impl Gossip {
         };
         updates.retain(news);
         let updates = self.believable(updates);
+        let members = self.up.len();
         let mut runtime = AccumulatingRuntime::new();
         let result = self
             .foca
             .apply_many(updates.into_iter(), false, &mut runtime);
         self.finish(result, runtime, now, out);
+        self.list_had_news |= self.up.len() > members;
         for item in items {
             let taken = self.heads.take(item, &*self.verifier);
             self.taken(taken, from, now, out);
