@@ -337,7 +337,7 @@ async fn keep_links(engine: std::sync::Weak<Engine>) {
         for link in engine.coordinator_links() {
             let link = link.link();
             if link.rtt().is_none() {
-                let _ = link.connect(false).await;
+                let _ = link.connect(None).await;
             }
         }
         drop(engine);

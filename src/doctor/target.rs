@@ -212,7 +212,7 @@ async fn resolve(address: &Address) -> Result<Vec<SocketAddr>, NoAddrs> {
 /// refused ends the wait.
 async fn dial(link: &Link, addr: SocketAddr) -> Result<Reach, Reach> {
     let began = Instant::now();
-    let dialling = link.connect(true);
+    let dialling = link.connect(Some(Duration::ZERO));
     let knocking = knock(addr, KNOCK_TIMEOUT);
     tokio::pin!(dialling, knocking);
     let mut knocked = None;
@@ -313,7 +313,7 @@ fn patience(first_byte: Duration) -> Patience {
         beyond_rtts: FIRST_BYTE_EXTRA,
         late: Duration::ZERO,
         floor: Floor::default(),
-        dial_now: false,
+        dial_within: None,
     }
 }
 

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
@@ -40,7 +41,7 @@ impl DialBack {
         }
         let endpoint = self.endpoint()?;
         let link = Link::new(&endpoint, addr.to_string(), Wanted::Node(node));
-        let dialled = timeout(GOSSIP_DIAL_TIMEOUT, link.connect(true)).await;
+        let dialled = timeout(GOSSIP_DIAL_TIMEOUT, link.connect(Some(Duration::ZERO))).await;
         Some(matches!(dialled, Ok(Ok(()))))
     }
 

@@ -30,8 +30,9 @@ pub struct Patience {
     pub late: Duration,
     /// The slowest pace afterwards.
     pub floor: Floor,
-    /// Whether to dial although the last dial failed a moment ago.
-    pub dial_now: bool,
+    /// Whether to dial although the last dial failed a moment ago, and how long that may be waited
+    /// for; see [`Link::connect`](super::Link::connect).
+    pub dial_within: Option<Duration>,
 }
 
 impl Patience {
@@ -42,7 +43,7 @@ impl Patience {
             beyond_rtts: FIRST_BYTE_EXTRA,
             late: Duration::ZERO,
             floor: Floor::default(),
-            dial_now: false,
+            dial_within: None,
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::{Connection, SendStream, WriteError};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::channel::{Channel, carry};
 use super::endpoint::{Endpoint, Shared};
@@ -39,7 +39,8 @@ pub const MAX_ADDRS: usize = 4;
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 /// At most this long, so that a link is up soon after the network is.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
-/// A call that may not wait out the backoff still dials at most this often.
+/// A call that may not wait out the backoff still dials at most this often, and waits for its turn if
+/// it has the time.
 const FORCED_DIAL_EVERY: Duration = Duration::from_millis(200);
 
 /// Who is expected at an address.
@@ -217,12 +218,14 @@ impl Link {
         }
     }
 
-    /// Dials unless a connection is up; all who wait share one dial.
+    /// Dials unless a connection is up; all who wait share one dial. After one that has failed
+    /// there is a pause, longer with each failure. With `dial_within` it is short, and is waited
+    /// out if that does not take longer.
     ///
     /// # Errors
-    /// [`LinkError`]; soon after a failed dial it is that dial's error again, unless `dial_now`.
-    pub async fn connect(&self, dial_now: bool) -> Result<(), LinkError> {
-        self.up(dial_now).await.map(|_| ())
+    /// [`LinkError`]; during that pause it is the error of the dial before it.
+    pub async fn connect(&self, dial_within: Option<Duration>) -> Result<(), LinkError> {
+        self.up(dial_within).await.map(|_| ())
     }
 
     /// Sends one request with its body, on a stream of its own. While there is no connection it
@@ -261,7 +264,7 @@ impl Link {
         body: Bytes,
         patience: Patience,
     ) -> Result<(Exchange, SendStream), LinkError> {
-        let way = self.way(patience.dial_now).await?;
+        let way = self.way(patience.dial_within).await?;
         let (connection, sharers) = way.parts();
         let pulse = (!patience.late.is_zero()).then(|| self.0.pulse(&way));
         let share = sharers.join(patience.floor);
@@ -297,27 +300,22 @@ impl Link {
         ))
     }
 
-    async fn up(&self, dial_now: bool) -> Result<Arc<Up>, LinkError> {
-        match self.way(dial_now).await? {
+    async fn up(&self, dial_within: Option<Duration>) -> Result<Arc<Up>, LinkError> {
+        match self.way(dial_within).await? {
             Way::Up(up) => Ok(up),
             Way::Greeting(_, dial) => ended(dial).await,
         }
     }
 
-    async fn way(&self, dial_now: bool) -> Result<Way, LinkError> {
-        let mut dial = {
-            let mut state = self.0.state();
-            if let Some(up) = state.up() {
-                if self.0.is_outdated(&up) && state.may_dial(false).is_ok() {
-                    // It does for now; the next call goes over the new one.
-                    let _ = self.dialling(&mut state);
-                }
-                return Ok(Way::Up(up));
-            }
-            if state.running().is_none() {
-                state.may_dial(dial_now)?;
-            }
-            self.dialling(&mut state)
+    async fn way(&self, dial_within: Option<Duration>) -> Result<Way, LinkError> {
+        let began = Instant::now();
+        let mut dial = loop {
+            let again = match self.step(began, dial_within)? {
+                Step::Up(up) => return Ok(Way::Up(up)),
+                Step::Dial(dial) => break dial,
+                Step::Wait(again) => again,
+            };
+            sleep_until(again).await;
         };
         let reached = dial.wait_for(|dialled| !matches!(dialled, Dialled::Not));
         let reached = reached.await.map(|dialled| dialled.clone());
@@ -328,6 +326,16 @@ impl Link {
             Ok(Dialled::Not) | Err(_) => Err(LinkError::ClosedHere),
         }
     }
+}
+
+/// What a call that needs a connection does next.
+enum Step {
+    /// It has one.
+    Up(Arc<Up>),
+    /// It waits for this dial.
+    Dial(watch::Receiver<Dialled>),
+    /// It waits until it may dial.
+    Wait(Instant),
 }
 
 /// Waits for the end of a dial.
@@ -396,6 +404,31 @@ impl Further {
 }
 
 impl Link {
+    /// For a call that began at `began`.
+    fn step(&self, began: Instant, dial_within: Option<Duration>) -> Result<Step, LinkError> {
+        let mut state = self.0.state();
+        if let Some(up) = state.up() {
+            if self.0.is_outdated(&up) && state.paused(false).is_none() {
+                // It does for now; the next call goes over the new one.
+                let _ = self.dialling(&mut state);
+            }
+            return Ok(Step::Up(up));
+        }
+        if state.running().is_none()
+            && let Some((failed, again)) = state.paused(dial_within.is_some())
+        {
+            // A dial that has failed since is the answer.
+            let is_old = failed.at < began;
+            return match dial_within {
+                Some(within) if is_old && again.duration_since(began) <= within => {
+                    Ok(Step::Wait(again))
+                }
+                _ => Err(failed.error.clone()),
+            };
+        }
+        Ok(Step::Dial(self.dialling(&mut state)))
+    }
+
     /// The dial that is running, or a new one.
     fn dialling(&self, state: &mut State) -> watch::Receiver<Dialled> {
         if let Some(dial) = state.running() {
@@ -420,19 +453,14 @@ impl State {
         up.connection.close_reason().is_none().then(|| up.clone())
     }
 
-    /// Fails fast with the last error while its backoff lasts.
-    fn may_dial(&self, dial_now: bool) -> Result<(), LinkError> {
-        let Some(failed) = &self.failed else {
-            return Ok(());
-        };
-        let again = match dial_now {
+    /// The dial that has failed, while the pause after it lasts, and when that ends.
+    fn paused(&self, is_forced: bool) -> Option<(&Failed, Instant)> {
+        let failed = self.failed.as_ref()?;
+        let again = match is_forced {
             true => failed.again.min(failed.at + FORCED_DIAL_EVERY),
             false => failed.again,
         };
-        match Instant::now() < again {
-            true => Err(failed.error.clone()),
-            false => Ok(()),
-        }
+        (Instant::now() < again).then_some((failed, again))
     }
 
     fn record(&mut self, result: &Result<Arc<Up>, LinkError>) {
@@ -710,20 +738,20 @@ mod tests {
     #[test]
     fn after_a_failed_dial_calls_fail_fast_until_the_backoff_is_over() {
         let mut state = State::default();
-        assert!(state.may_dial(false).is_ok());
+        assert!(state.paused(false).is_none());
         state.record(&Err(LinkError::OtherVersion));
-        for dial_now in [false, true] {
-            let error = state.may_dial(dial_now).expect_err("too soon");
-            assert!(matches!(error, LinkError::OtherVersion), "{error:?}");
+        for is_forced in [false, true] {
+            let (failed, _) = state.paused(is_forced).expect("too soon");
+            assert!(matches!(failed.error, LinkError::OtherVersion));
         }
         let failed = state.failed.as_mut().expect("recorded");
         // As if it had failed for the tenth time, a while ago.
         failed.at -= FORCED_DIAL_EVERY;
         failed.again = failed.at + MAX_BACKOFF;
-        assert!(state.may_dial(false).is_err());
-        assert!(state.may_dial(true).is_ok(), "who cannot wait may dial");
+        assert!(state.paused(false).is_some());
+        assert!(state.paused(true).is_none(), "who cannot wait may dial");
         state.failed.as_mut().expect("recorded").again = Instant::now();
-        assert!(state.may_dial(false).is_ok());
+        assert!(state.paused(false).is_none());
     }
 
     #[test]

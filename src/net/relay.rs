@@ -354,7 +354,7 @@ impl RelayPath {
     pub async fn open(relay: &Arc<Relay>, own: &Endpoint, peer: &Link) -> Result<Self, LinkError> {
         let request = Request::Relay(wire::Relay {});
         let patience = Patience {
-            dial_now: true,
+            dial_within: Some(Duration::ZERO),
             ..Patience::peer()
         };
         let mut exchange = peer.call(&request, Bytes::new(), patience).await?;

@@ -46,7 +46,7 @@ fn patience() -> Patience {
         beyond_rtts: Duration::ZERO,
         late: Duration::ZERO,
         floor: Floor::default(),
-        dial_now: false,
+        dial_within: None,
     }
 }
 

@@ -298,6 +298,8 @@ pub enum Output {
         coordinator: usize,
         /// The request.
         request: Resolve,
+        /// What the most patient of its readers has left: so long it may wait for its turn to dial.
+        within: Duration,
     },
     /// Ask for bytes.
     Fetch {
@@ -314,6 +316,8 @@ pub enum Output {
         /// Whether it shall answer at once and with the bytes. Else a coordinator may point at
         /// others, and a peer may let this wait for [`MAX_HOLD`](crate::proto::limit::MAX_HOLD).
         force: bool,
+        /// What the most patient of its readers has left.
+        within: Duration,
     },
     /// Show this to every reader, before any later output is carried out.
     Show(Arc<Sight>),
@@ -854,6 +858,15 @@ impl Worker {
         if let Some((name, waiter)) = self.parked.remove(&ticket) {
             self.unpark(name, Look::Ask, waiter, now);
         }
+    }
+
+    /// What the most patient of some readers has left.
+    fn time_left(&self, waiters: &[Waiter], now: Time) -> Duration {
+        let reads = waiters
+            .iter()
+            .filter_map(|waiter| self.reads.get(&waiter.ticket));
+        let left = reads.map(|read| read.deadline.since(now));
+        left.max().unwrap_or_default()
     }
 
     fn forget(&mut self, ticket: Ticket) {

@@ -1,5 +1,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -117,23 +118,24 @@ impl CoordinatorLink {
     }
 
     /// Asks for names and hands each part of the answer to `sink` as it comes.
-    pub(super) async fn resolve(&self, request: Resolve, sink: impl Fn(Event)) {
+    /// A dial that has failed a moment ago may keep it waiting for `within`.
+    pub(super) async fn resolve(&self, request: Resolve, within: Duration, sink: impl Fn(Event)) {
         debug_assert!(request.names.len() <= MAX_NAMES_PER_RESOLVE);
-        let names = request.names.len();
-        let result = self.exchange(request, names, &sink).await;
+        let result = self.exchange(request, within, &sink).await;
         sink(result.map_or_else(failed, |()| Event::End));
     }
 
     async fn exchange(
         &self,
         request: Resolve,
-        names: usize,
+        within: Duration,
         sink: &impl Fn(Event),
     ) -> Result<(), Trouble> {
         let patience = Patience {
-            dial_now: true,
+            dial_within: Some(within),
             ..lenient()
         };
+        let names = request.names.len();
         let request = Request::Resolve(request);
         let mut exchange = self.link.call(&request, Bytes::new(), patience).await?;
         let alive = || sink(Event::Alive);
@@ -349,6 +351,8 @@ pub(super) struct Wish {
     pub(super) len: Option<u64>,
     /// See [`GetBlob::force`].
     pub(super) force: bool,
+    /// What the most patient of its readers has left.
+    pub(super) within: Duration,
     /// A peer is asked, and no coordinator.
     pub(super) peer: bool,
 }
@@ -359,6 +363,7 @@ pub(super) async fn fetch(link: &Link, wish: Wish) -> Event {
         hash,
         len,
         force,
+        within,
         peer,
     } = wish;
     let patience = match (peer, force) {
@@ -371,7 +376,8 @@ pub(super) async fn fetch(link: &Link, wish: Wish) -> Event {
         (false, _) => lenient(),
     };
     let patience = Patience {
-        dial_now: true,
+        // Of peers there are others.
+        dial_within: Some(if peer { Duration::ZERO } else { within }),
         ..patience
     };
     let max = len.unwrap_or(MAX_SPEC_LEN).min(MAX_SPEC_LEN);
@@ -503,6 +509,7 @@ mod tests {
             hash,
             len: Some(5),
             force: true,
+            within: Duration::ZERO,
             peer: true,
         };
         match fetch(&link, wish).await {

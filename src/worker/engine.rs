@@ -466,10 +466,11 @@ impl Engine {
                 call,
                 coordinator,
                 request,
+                within,
             } => self.spawn(call, move |engine| async move {
                 let sink = |event| engine.drive(Input::Event { call, event });
                 match engine.coordinator(coordinator) {
-                    Some(link) => link.resolve(request, sink).await,
+                    Some(link) => link.resolve(request, within, sink).await,
                     None => sink(no_way()),
                 }
             }),
@@ -487,6 +488,7 @@ impl Engine {
                 len,
                 addr,
                 force,
+                within,
             } => self.spawn(call, move |engine| async move {
                 let link = match (source, addr) {
                     (Source::Coordinator(index), _) => {
@@ -500,6 +502,7 @@ impl Engine {
                     hash,
                     len,
                     force,
+                    within,
                     peer: matches!(source, Source::Peer(_)),
                 };
                 let event = match link {

@@ -12,7 +12,7 @@ use crate::answer::{Failure, GetError, HopFailure};
 use crate::catalog::{CatalogId, Epoch, Revision};
 use crate::net::{Link, LinkError, Patience};
 use crate::proto::code::Code;
-use crate::proto::limit::MAX_PUBLISH_WAIT;
+use crate::proto::limit::{ANSWER_TIMEOUT, MAX_PUBLISH_WAIT};
 use crate::proto::wire::{Request, Response, Welcome};
 use crate::proto::worker::Mark;
 
@@ -126,7 +126,7 @@ async fn ask(
 ) -> Result<Response, Unanswered> {
     let patience = patience_for(request);
     // By itself, so that a handshake that fails is told from an answer that does not come.
-    let up = link.link().connect(patience.dial_now).await;
+    let up = link.link().connect(patience.dial_within).await;
     up.map_err(|error| Unanswered {
         trouble: error.into(),
         sent: false,
@@ -145,7 +145,7 @@ async fn ask(
 fn patience_for(request: &Request) -> Patience {
     let usual = Patience::coordinator();
     Patience {
-        dial_now: true,
+        dial_within: Some(ANSWER_TIMEOUT),
         first_byte: match request {
             Request::Publish(_) => MAX_PUBLISH_WAIT,
             Request::PutBlob(_) => WRITE_PATIENCE,

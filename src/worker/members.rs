@@ -295,7 +295,7 @@ impl Members {
     async fn dial(self: Arc<Self>, to: Member) {
         let link = self.link(to);
         let dialled = match link {
-            Some(link) => timeout(GOSSIP_DIAL_TIMEOUT, link.connect(false)).await,
+            Some(link) => timeout(GOSSIP_DIAL_TIMEOUT, link.connect(None)).await,
             None => return self.book().dialled(to.id, false),
         };
         // What waited leaves when the connection says that it is up.

@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::call::{CoordinatorLink, failed};
 use super::carrier::Packets;
@@ -55,7 +56,7 @@ impl Relayed {
         };
         let (addr, via) = (path.to().to_string(), path.via().name().to_owned());
         let link = Arc::new(CoordinatorLink::relayed(path.endpoint(), &addr, &via));
-        if let Err(error) = link.link().connect(true).await {
+        if let Err(error) = link.link().connect(Some(Duration::ZERO)).await {
             return sink(failed(error.into()));
         }
         tracing::info!(via, addr, "the coordinator is reached over another worker");

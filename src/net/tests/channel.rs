@@ -61,7 +61,7 @@ async fn workers_send_each_other_short_and_long_packets_both_ways() {
     let (at_other, mut heard_by_other) = Heard::at(&other);
     other.serve(Arc::new(Node::default()));
     let link = link(&one, &other, Wanted::Peer);
-    link.connect(true).await.expect("up");
+    link.connect(Some(Duration::ZERO)).await.expect("up");
     let (dialled, accepted) = (at_one.channel().await, at_other.channel().await);
     assert!(dialled.is_dialled() && !accepted.is_dialled());
 
@@ -102,7 +102,7 @@ async fn a_node_that_is_no_worker_neither_sends_packets_nor_gets_any() {
     worker.serve(Arc::new(Node::default()));
     let reader = bind(&runtime, certs.load("dev/reader/r1"), options());
     let link = link(&reader, &worker, Wanted::Peer);
-    link.connect(true).await.expect("up");
+    link.connect(Some(Duration::ZERO)).await.expect("up");
     let status = link.call(&Request::GetStatus, Bytes::new(), patience());
     status.await.expect("answered");
     assert!(at_worker.channels.lock().expect("whole").is_empty());

@@ -308,7 +308,7 @@ async fn a_drain_lets_requests_finish_refuses_new_ones_and_says_so() {
     }
     let newcomer = pair.link();
     assert_eq!(
-        newcomer.connect(false).await.expect_err("draining").kind(),
+        newcomer.connect(None).await.expect_err("draining").kind(),
         "busy"
     );
 

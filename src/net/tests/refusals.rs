@@ -95,7 +95,7 @@ async fn a_link_that_is_refused_says_so_instead_of_being_up() {
     let pair = Pair::new();
     let posing = bind(&pair.runtime, pair.certs.posing("bad/expired"), options());
     let link = link(&posing, &pair.coordinator, Wanted::Coordinator);
-    let error = link.connect(false).await.expect_err("refused");
+    let error = link.connect(None).await.expect_err("refused");
     assert!(
         matches!(error, LinkError::SelfUntrusted(Untrusted::Expired)),
         "{error:?}"
@@ -119,7 +119,7 @@ async fn a_node_of_another_role_is_not_asked() {
         let server = bind(&runtime, certs.load(other), options());
         server.serve(Arc::new(Node::default()));
         let link = link(&worker, &server, wanted);
-        match link.connect(false).await {
+        match link.connect(None).await {
             Ok(()) => assert!(good, "{other} {wanted}"),
             Err(LinkError::WrongNode { uri, .. }) => {
                 assert!(!good, "{other} {wanted}");

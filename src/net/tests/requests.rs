@@ -263,7 +263,7 @@ async fn connections_beyond_the_limit_are_refused_and_room_comes_back() {
     drop(first);
     let again = pair.link();
     let dial = Patience {
-        dial_now: true,
+        dial_within: Some(Duration::ZERO),
         ..patience()
     };
     // The close of the first one is on its way.
@@ -274,6 +274,37 @@ async fn connections_beyond_the_limit_are_refused_and_room_comes_back() {
             .is_ok()
     };
     eventually(call).await;
+}
+
+#[tokio::test]
+async fn a_call_that_has_the_time_waits_until_it_may_dial_again() {
+    let mut options = options();
+    options.limits.max_connections = 1;
+    let pair = Pair::with(options);
+    let first = pair.link();
+    status(&first).await.expect("the only one");
+    let again = pair.link();
+    let soon = Some(Duration::ZERO);
+    again.connect(soon).await.expect_err("one too many");
+    drop(first);
+    eventually(async || pair.coordinator.connections() == 0).await;
+    let patient = Some(Duration::from_secs(60));
+    again.connect(patient).await.expect("there is room");
+}
+
+#[tokio::test]
+async fn a_dial_that_fails_after_a_call_began_is_its_answer() {
+    let mut options = options();
+    options.limits.max_connections = 1;
+    let pair = Pair::with(options);
+    let first = pair.link();
+    status(&first).await.expect("the only one");
+    let again = pair.link();
+    for _ in 0..3 {
+        let patient = Some(Duration::from_secs(60));
+        let error = again.connect(patient).await.expect_err("one too many");
+        assert_eq!(error.kind(), "busy", "{error:?}");
+    }
 }
 
 #[tokio::test]

@@ -199,6 +199,8 @@ impl Worker {
             Source::Peer(_) => !fetch.is_hinted(source),
         };
         let len = fetch.len;
+        let left = |wanted: &Wanted| self.time_left(&wanted.waiters, now);
+        let within = fetch.wanted.iter().map(left).max().unwrap_or_default();
         let call = self.new_call(Call::Fetch {
             hash,
             source,
@@ -215,6 +217,7 @@ impl Worker {
             len,
             addr: self.sources.passing_addr(source),
             force,
+            within,
         });
         self.arm_hedge(hash, source, now);
     }

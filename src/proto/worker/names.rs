@@ -291,6 +291,9 @@ impl Worker {
             mark: self.mark,
             body_of: None,
         }));
+        let flights = keys.iter().filter_map(|key| self.flights.get(key));
+        let left = flights.map(|flight| self.time_left(&flight.waiters, now));
+        let within = left.max().unwrap_or_default();
         let mut names = Vec::with_capacity(keys.len());
         for key in keys {
             if let Some(flight) = self.flights.get_mut(&key) {
@@ -312,6 +315,7 @@ impl Worker {
             call,
             coordinator,
             request,
+            within,
         });
     }
 

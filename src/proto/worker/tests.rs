@@ -175,6 +175,7 @@ impl Desk {
                 call,
                 coordinator,
                 request,
+                ..
             }) => (call, coordinator, request),
             _ => panic!("no resolve among {:?}", self.sent),
         }

@@ -307,6 +307,7 @@ impl World {
                 call,
                 coordinator,
                 request,
+                ..
             } => self.send(on(Some(call), coordinator), Ask::Resolve(request)),
             Output::OpenRelay { call, peer } => {
                 self.ask_source(caller(Some(call)), Source::Peer(peer), Ask::Relay);
