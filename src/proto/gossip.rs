@@ -52,9 +52,9 @@ use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::bucket::Bucket;
 use crate::proto::limit::{
-    FIRST_ANNOUNCE_BACKOFF, FIRST_SYNC, HEADS_EVERY, MAX_GENERATION, MAX_GOSSIP_PACKET, MAX_PROBE,
-    MAX_REMEMBERED, MAX_SEEDS, MEMBERS_PER_PART, MIN_PROBE, REMEMBER_DEAD, REMEMBER_EVERY,
-    RENEW_EVERY, SYNC_EVERY,
+    ENOUGH_QUIET_LISTS, FIRST_ANNOUNCE_BACKOFF, FIRST_SYNC, HEADS_EVERY, MAX_GENERATION,
+    MAX_GOSSIP_PACKET, MAX_PROBE, MAX_REMEMBERED, MAX_SEEDS, MEMBERS_PER_PART, MIN_PROBE,
+    REMEMBER_DEAD, REMEMBER_EVERY, RENEW_EVERY, SYNC_EVERY,
 };
 
 /// First byte of a datagram of the membership.
@@ -284,8 +284,8 @@ pub struct Gossip {
     renew_pause: Duration,
     announced: u32,
     sync_pause: Duration,
-    /// The last list of another node had members that were new here, so there may be more.
-    list_had_news: bool,
+    /// How many lists of others were asked for since one had members that were new here.
+    quiet_lists: u32,
     joined: bool,
     left: bool,
 }
@@ -345,7 +345,7 @@ impl Gossip {
             renew_pause: RENEW_EVERY,
             announced: 0,
             sync_pause: FIRST_SYNC,
-            list_had_news: false,
+            quiet_lists: 0,
             joined: false,
             left: false,
         }
@@ -505,7 +505,8 @@ impl Gossip {
             Chore::Sync => {
                 out.extend(self.near_member().map(Output::SyncWith));
                 out.extend(self.missing_seed().map(Output::Reach));
-                if !std::mem::take(&mut self.list_had_news) {
+                self.quiet_lists = self.quiet_lists.saturating_add(1);
+                if self.quiet_lists > ENOUGH_QUIET_LISTS {
                     self.sync_pause = (self.sync_pause * 2).min(SYNC_EVERY);
                 }
                 let pause = self.jittered(self.sync_pause);
@@ -681,7 +682,7 @@ impl Gossip {
                 self.announced = 0;
                 self.timers.clear(Chore::Announce);
                 self.sync_pause = FIRST_SYNC;
-                self.list_had_news = true;
+                self.quiet_lists = 0;
                 self.timers.set(Chore::Sync, now);
                 out.push(Output::Joined);
             }

@@ -403,9 +403,12 @@ pub const ENOUGH_NEIGHBOURS: usize = 4;
 pub const HEAD_FANOUT: usize = 8;
 
 /// The first comparison after joining comes at once, the next after this; doubled each time that
-/// one brought no new member, up to [`SYNC_EVERY`]. In a cluster that starts at once everybody's list
-/// is short at first.
+/// [some](ENOUGH_QUIET_LISTS) have brought no new member, up to [`SYNC_EVERY`]. In a cluster that
+/// starts at once everybody's list is short at first.
 pub const FIRST_SYNC: Duration = Duration::from_secs(1);
+/// Comparisons in a row without a new member after which there may be none to find: the other list
+/// may have lacked the same one.
+pub const ENOUGH_QUIET_LISTS: u32 = 2;
 /// How often two nodes compare their lists of members.
 pub const SYNC_EVERY: Duration = Duration::from_secs(60);
 

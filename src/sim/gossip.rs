@@ -66,6 +66,7 @@ pub struct Cluster {
     links: BTreeMap<(usize, usize), Link>,
     is_cut: bool,
     heads: Vec<u64>,
+    handshakes: u64,
     sent: Sent,
 }
 
@@ -114,6 +115,7 @@ impl Cluster {
             links: BTreeMap::new(),
             is_cut: false,
             heads: vec![0; plan.nodes],
+            handshakes: 0,
             sent: Sent::default(),
         };
         for n in 0..plan.nodes {
@@ -142,6 +144,12 @@ impl Cluster {
         }
         cluster.events.clear();
         cluster
+    }
+
+    /// Handshakes for each node since the start.
+    pub fn handshakes(&self) -> f64 {
+        // There are two at each.
+        2.0 * self.handshakes as f64 / self.plan.nodes as f64
     }
 
     /// How many members the node with the fewest lists.
@@ -389,6 +397,7 @@ impl Cluster {
             waiting: 0,
         };
         self.links.insert(key, link);
+        self.handshakes += 1;
         self.push(takes, Event::Connected(a, b));
         self.push(takes, Event::Connected(b, a));
         takes

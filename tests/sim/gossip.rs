@@ -36,10 +36,10 @@ fn seconds(time: Duration) -> String {
 #[test]
 fn gossip_reaches_everybody_whatever_is_lost_and_after_a_cut() {
     println!(
-        "nodes  loss  all know all  head at all  cut noticed  healed  head after  datagrams  bytes  stream bytes"
+        "nodes  loss  all know all  handshakes  head at all  cut noticed  healed  head after  datagrams  bytes  stream bytes"
     );
     println!(
-        "              s             s            s            s       a cut, s    per node and second"
+        "              s             per node    s            s            s       a cut, s    per node and second"
     );
     for nodes in sizes() {
         for loss_percent in [0, 5, 20] {
@@ -57,6 +57,7 @@ fn row(nodes: usize, loss_percent: u32) {
     let mut cluster = Cluster::new(plan);
     let joined = cluster.until_all_know_all(ALL_KNOW_ALL);
     let joined = joined.unwrap_or_else(|| panic!("{plan:?}: not all know all"));
+    let handshakes = cluster.handshakes();
     cluster.run(Duration::from_secs(60));
     let cost = cluster.run(Duration::from_secs(60));
     cluster.publish(0, 1);
@@ -89,7 +90,7 @@ fn row(nodes: usize, loss_percent: u32) {
         assert_eq!(dropped, Counters::default(), "{plan:?}: at {n}");
     }
     println!(
-        "{nodes:5}  {loss_percent:3} % {:>12}  {:>11}  {:>11}  {:>6}  {:>10}  {:9.1}  {:5.0}  {:12.0}",
+        "{nodes:5}  {loss_percent:3} % {:>12}  {handshakes:10.1}  {:>11}  {:>11}  {:>6}  {:>10}  {:9.1}  {:5.0}  {:12.0}",
         seconds(joined),
         seconds(spread),
         seconds(apart),

@@ -141,7 +141,9 @@ impl Gossip {
             .foca
             .apply_many(updates.into_iter(), false, &mut runtime);
         self.finish(result, runtime, now, out);
-        self.list_had_news |= self.up.len() > members;
+        if self.up.len() > members {
+            self.quiet_lists = 0;
+        }
         for item in items {
             let taken = self.heads.take(item, &*self.verifier);
             self.taken(taken, from, now, out);
