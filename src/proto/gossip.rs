@@ -21,6 +21,7 @@
 //!   dead, who then come back; a wrong address fails at the certificate of whoever answers there.
 //! - Membership decides who is asked for bytes, and never what is current.
 
+mod beginning;
 mod heads;
 mod join;
 mod leaf;
@@ -40,6 +41,7 @@ use foca::{AccumulatingRuntime, Foca, OwnedNotification, PeriodicParams, Timer};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+pub use self::beginning::{AskPause, Beginning, Busy};
 pub use self::heads::Pair;
 use self::heads::{Heads, Item, Items, Taken};
 pub use self::member::Member;

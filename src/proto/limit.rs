@@ -397,6 +397,17 @@ pub const MEMBERS_PER_PART: usize = 512;
 /// so that the graph of connections does not fall apart.
 pub const ENOUGH_NEIGHBOURS: usize = 4;
 
+/// A worker that is busy with reads when it starts looks for others after this at the latest,
+pub const MAX_READS_FIRST: Duration = Duration::from_secs(15);
+/// or after this where no coordinator is connected.
+pub const MAX_DIAL_FIRST: Duration = Duration::from_secs(1);
+
+/// While a node does not know where it is reached, and while no seed answers, it asks again after
+/// this, doubled up to [`MAX_ASK`].
+pub const FIRST_ASK: Duration = Duration::from_millis(200);
+/// See [`FIRST_ASK`].
+pub const MAX_ASK: Duration = Duration::from_secs(10);
+
 /// Members that a node tells of a head that is new to it, at once. Of a thousand nodes that each pick
 /// so many at random one in three thousand is picked by nobody, and waits for a second or two until
 /// other news take the head along; of a node that picked three it would be one in twenty.

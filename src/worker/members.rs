@@ -23,7 +23,9 @@ use crate::config::Membership;
 use crate::identity::{NodeId, NodeUri};
 use crate::net::{Carrier, Channel, DialBack, Link, Wanted};
 use crate::proto::Time;
-use crate::proto::gossip::{self, Counters, Gossip, Input, Member, Output, Remembered};
+use crate::proto::gossip::{
+    self, AskPause, Beginning, Busy, Counters, Gossip, Input, Member, Output, Remembered,
+};
 use crate::proto::limit::GOSSIP_DIAL_TIMEOUT;
 use crate::proto::worker::Input as ToWorker;
 use crate::proto::worker::Neighbour;
@@ -32,17 +34,7 @@ use crate::trust::Identity;
 /// How often the machine is told what round trips are like.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
 
-/// While this node does not know where it is reached, and while no seed answers, it asks again
-/// after this, doubled up to [`MAX_ASK`].
-const FIRST_ASK: Duration = Duration::from_millis(200);
-/// See [`FIRST_ASK`].
-const MAX_ASK: Duration = Duration::from_secs(10);
-
-/// A worker that is busy with reads when it starts looks for others after this at the latest,
-const MAX_READS_FIRST: Duration = Duration::from_secs(15);
-/// or after this where the coordinator is not connected,
-const MAX_DIAL_FIRST: Duration = Duration::from_secs(1);
-/// and sees about so often how things are.
+/// How often it is looked at whether this worker may begin to look for others.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// How often the engine is told at most who the members are: a cluster that starts changes all the
@@ -56,7 +48,9 @@ pub(super) struct Members {
     engine: Weak<Engine>,
     identity: Identity,
     handle: Handle,
-    /// `None` until it is known where this node is reached.
+    /// Taken before `machine`.
+    beginning: Mutex<Beginning>,
+    /// `None` until it begins.
     machine: Mutex<Option<Machine>>,
     book: Mutex<Book>,
     dial_back: DialBack,
@@ -96,6 +90,7 @@ impl Members {
             engine: Arc::downgrade(engine),
             identity: endpoint.identity().clone(),
             handle: handle.clone(),
+            beginning: Mutex::default(),
             machine: Mutex::default(),
             book: Mutex::default(),
             dial_back: DialBack::new(endpoint),
@@ -125,8 +120,7 @@ impl Members {
         self.book().known(&states)
     }
 
-    /// This node as others see it, and whether nobody can dial it; `None` while it does not know
-    /// where it is reached.
+    /// This node as others see it, and whether nobody can dial it; `None` before it begins.
     pub(super) fn own(&self) -> Option<(Member, bool)> {
         let machine = self.machine();
         let Machine(machine) = machine.as_ref()?;
@@ -157,6 +151,26 @@ impl Members {
     /// Tells everyone that this node goes.
     pub(super) fn leave(self: &Arc<Self>) {
         self.drive(Input::Leave);
+    }
+
+    /// Whether it has begun, which it does if it may.
+    fn look(self: &Arc<Self>, busy: Busy) -> bool {
+        let mut beginning = self.beginning();
+        if let Some(addr) = beginning.look(busy, clock::now()) {
+            self.begin(addr);
+        }
+        beginning.has_begun()
+    }
+
+    fn located(&self, addr: SocketAddr) {
+        self.beginning().located(addr, clock::now());
+    }
+
+    fn moved(self: &Arc<Self>, addr: SocketAddr) {
+        let mut beginning = self.beginning();
+        if let Some(addr) = beginning.moved(addr, clock::now()) {
+            self.begin(addr);
+        }
     }
 
     fn begin(self: &Arc<Self>, addr: SocketAddr) {
@@ -326,6 +340,12 @@ impl Members {
         }
     }
 
+    fn beginning(&self) -> MutexGuard<'_, Beginning> {
+        self.beginning
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn machine(&self) -> MutexGuard<'_, Option<Machine>> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -427,13 +447,13 @@ async fn live(members: Weak<Members>, addr: Option<SocketAddr>, port: u16) {
     }) else {
         return;
     };
-    reads_first(&members).await;
     let Some(mut trust) = members.upgrade().map(|members| {
-        members.begin(addr);
+        members.located(addr);
         members.identity.changes()
     }) else {
         return;
     };
+    reads_first(&members).await;
     let mut measured = clock::now();
     let mut told = None;
     let mut told_members: Option<Time> = None;
@@ -499,26 +519,23 @@ async fn live(members: Weak<Members>, addr: Option<SocketAddr>, port: u16) {
     }
 }
 
-/// Waits while the coordinator answers reads: a worker that has just started is there for those, and
-/// many that start at once would do handshakes with each other instead.
+/// Waits until the membership has begun.
 async fn reads_first(members: &Weak<Members>) {
-    let began = clock::now();
     loop {
         // The first reads come a moment after the start.
         tokio::time::sleep(LOOK_EVERY.mul_f64(rand::random_range(0.5..1.0))).await;
-        let engine = members
-            .upgrade()
-            .and_then(|members| members.engine.upgrade());
-        let Some(engine) = engine else { return };
-        let links = engine.coordinator_links();
-        let answers = links.iter().any(|link| link.link().rtt().is_some());
-        // Without the coordinator it is the others that reads wait for.
-        let patience = if answers {
-            MAX_READS_FIRST
-        } else {
-            MAX_DIAL_FIRST
+        let Some(members) = members.upgrade() else {
+            return;
         };
-        if clock::now().since(began) >= patience || !engine.machine().is_reading() {
+        let Some(engine) = members.engine.upgrade() else {
+            return;
+        };
+        let links = engine.coordinator_links();
+        let busy = Busy {
+            is_reading: engine.machine().is_reading(),
+            has_coordinator: links.iter().any(|link| link.link().rtt().is_some()),
+        };
+        if members.look(busy) {
             return;
         }
     }
@@ -537,15 +554,13 @@ async fn follow(members: Weak<Members>, mut moves: watch::Receiver<Option<Socket
         let Some(members) = members.upgrade() else {
             return;
         };
-        if members.own().is_some_and(|(own, _)| own.addr != addr) {
-            members.begin(addr);
-        }
+        members.moved(addr);
     }
 }
 
 /// Where this node's packets come from, as a seed sees it.
 async fn own_addr(members: &Weak<Members>, port: u16) -> Option<SocketAddr> {
-    let mut pause = FIRST_ASK;
+    let mut pause = AskPause::default();
     loop {
         let members = members.upgrade()?;
         for seed in &members.seeds {
@@ -554,8 +569,8 @@ async fn own_addr(members: &Weak<Members>, port: u16) -> Option<SocketAddr> {
             }
         }
         drop(members);
+        let pause = pause.next_pause();
         tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
-        pause = (pause * 2).min(MAX_ASK);
     }
 }
 
