@@ -1,12 +1,17 @@
 //! Bodies that workers give each other, over QUIC.
 
+use bytes::Bytes;
+use tokio::runtime::Handle;
+
 use super::*;
 use crate::answer::{Freshness, Hop};
 use crate::api::site::Site;
 use crate::identity::{NodeId, NodeUri, THROWAWAY_CLUSTER};
+use crate::net::{Link, Patience, Wanted};
 use crate::proto::limit::FIRST_ASKERS;
-use crate::proto::wire::{Publish, PublishName};
-use crate::spec::{Spec, Syntax};
+use crate::proto::wire::{Peering, Publish, PublishName, Request, Resolve, Response};
+use crate::spec::{MAX_SPEC_LEN, Spec, Syntax};
+use crate::trust::{IdentityOptions, IdentityPaths};
 use crate::worker::Worker;
 
 fn uri(worker: &str) -> NodeUri {
@@ -82,5 +87,50 @@ async fn a_later_asker_gets_the_bytes_of_an_earlier_one_or_of_the_coordinator_af
     assert!(matches!(answer.proof.source, Hop::Coordinator(_)));
     assert_eq!(answer.failed[0].hop, peer);
     two.stop().await;
+    coordinator.stop().await;
+}
+
+/// An endpoint with this certificate, as in `dev/worker/w1`.
+fn endpoint(site: &Site, who: &str) -> Endpoint {
+    let paths = IdentityPaths::in_dir(&site.path(who));
+    let identity = Identity::load(paths, IdentityOptions::default()).expect("an identity");
+    let options = EndpointOptions {
+        reset_key: [7; 32],
+        agent: "test".into(),
+        max_spec_len: MAX_SPEC_LEN,
+        limits: Limits::default(),
+        congestion: Congestion::default(),
+    };
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let port = Port::bind(any, identity.uri().cluster()).expect("a port");
+    Endpoint::start(&Handle::current(), port, identity, options).expect("started")
+}
+
+#[tokio::test]
+async fn a_worker_that_asks_and_gives_is_known_to_listen_where_it_asks_from() {
+    let site = Site::new();
+    let coordinator = site.coordinator(site.store("c"));
+    for (who, peering, is_known) in [
+        ("dev/worker/w1", Peering::Takes, false),
+        ("dev/publisher/p1", Peering::Gives, false),
+        ("dev/worker/w1", Peering::Gives, true),
+    ] {
+        let asker = endpoint(&site, who);
+        let node = asker.identity().uri().id();
+        let addr = coordinator.local_addr().to_string();
+        let link = Link::new(&asker, addr, Wanted::Coordinator);
+        let request = Request::Resolve(Resolve {
+            at: None,
+            names: Vec::new(),
+            peering,
+        });
+        let call = link.call(&request, Bytes::new(), Patience::coordinator());
+        let mut answer = call.await.expect("a connection");
+        let response = answer.next().await.expect("an answer");
+        assert!(matches!(response, Response::Resolved(_)), "{response:?}");
+        let known = coordinator.node.whereabouts.of(node);
+        let expected = is_known.then(|| asker.local_addr());
+        assert_eq!(known, expected, "{who} {peering:?}");
+    }
     coordinator.stop().await;
 }

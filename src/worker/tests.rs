@@ -15,6 +15,7 @@ use crate::catalog::{
 };
 use crate::config::{IdentityPaths, LocalConfig, LogConfig, LogFormat};
 use crate::net::{Peer, Reply, Service, SessionKey};
+use crate::proto::code::{Code, Refusal};
 use crate::proto::wire::{
     GetLog, HeadBytes, List, Listing, Log, LogEntry, Missing, Outcome, ProofBytes, Publish,
     PublishedRev, Request, Resolved, Response,
@@ -36,6 +37,8 @@ enum Shows {
 struct Puppet {
     shows: Shows,
     says: Resolved,
+    /// What the worker last said that it does for others.
+    peering: Arc<Mutex<Option<Peering>>>,
 }
 
 fn catalog(byte: u8) -> CatalogId {
@@ -82,7 +85,16 @@ impl Service for Puppet {
             rev,
         } = self.says;
         let response = match request {
-            Request::Resolve(resolve) => return self.resolve(resolve.names.len(), reply).await,
+            Request::Resolve(resolve) => {
+                *self.peering.lock().expect("no panic") = Some(resolve.peering);
+                return self.resolve(resolve.names.len(), reply).await;
+            }
+            Request::Meet(_) => {
+                let busy = Refusal::new(Code::Busy, "it knows nobody");
+                // The worker may have stopped.
+                let _ = reply.refuse(&busy).await;
+                return;
+            }
             Request::List(_) => Response::Listing(Listing {
                 catalog,
                 epoch,
@@ -220,6 +232,7 @@ impl Stage {
         Self::new(|key| Puppet {
             shows: shows(key),
             says,
+            peering: Arc::default(),
         })
     }
 
@@ -394,4 +407,54 @@ async fn what_is_passed_on_is_held_against_what_has_been_seen() {
         ..state(5)
     };
     assert_eq!(forwarded(other).await, ["wrong-catalog"; 7]);
+}
+
+#[tokio::test]
+async fn a_worker_says_what_it_does_for_others() {
+    let membership = || {
+        Some(Membership {
+            join: Vec::new(),
+            advertise: None,
+        })
+    };
+    let said = Arc::new(Mutex::new(None));
+    let puppet = Arc::clone(&said);
+    let stage = Stage::new(|key| Puppet {
+        shows: Shows::Proof(key),
+        says: state(5),
+        peering: puppet,
+    });
+    let alone = stage.config.clone();
+    let gives = WorkerConfig {
+        membership: membership(),
+        ..alone.clone()
+    };
+    let takes = WorkerConfig {
+        upload_limit: Some(0),
+        ..gives.clone()
+    };
+    let elsewhere = WorkerConfig {
+        membership: membership().map(|membership| Membership {
+            advertise: Some(([192, 0, 2, 1], 1).into()),
+            ..membership
+        }),
+        ..gives.clone()
+    };
+    let publisher = WorkerConfig {
+        identity: issued(stage.dir.path(), Role::Publisher),
+        ..gives.clone()
+    };
+    for (config, peering) in [
+        (gives, Peering::Gives),
+        (takes, Peering::Takes),
+        (elsewhere, Peering::Takes),
+        (alone, Peering::Takes),
+        (publisher, Peering::Alone),
+    ] {
+        let identity = daemon::load_identity(&config.identity).expect("an identity");
+        let worker = Worker::open(&config, identity).expect("a worker");
+        worker.get("etl/a", Freshness::Strict).await.expect("read");
+        assert_eq!(said.lock().expect("no panic").take(), Some(peering));
+        worker.stop().await;
+    }
 }
