@@ -14,8 +14,9 @@ use super::timestamp::seconds;
 /// Show the other workers that a worker knows.
 ///
 /// Asks the worker on this machine, which asks each of them how it is. A worker's name comes from
-/// its certificate; until this one has seen that, its id is shown. REACHES says how it comes to the
-/// coordinator: direct, or by way of another worker.
+/// its certificate; until this one has seen that, its id is shown. STATE is up, suspect (it has not
+/// answered, and has some seconds left) or down. REACHES says how it comes to the coordinator: direct,
+/// `via` another worker, or none, when it does not come there at all.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "EXAMPLES
   larder peers                             who is there
@@ -180,5 +181,17 @@ mod tests {
         assert!(text(&nowhere).contains("not known yet"));
         let leaf = json!({ "gossip": "on", "node": "w", "addr": "1.2.3.4:5", "reachable": false });
         assert!(text(&leaf).contains("--advertise"));
+    }
+
+    #[test]
+    fn the_help_names_every_word_of_a_state_and_a_way() {
+        use clap::Args as _;
+
+        let mut help = Args::augment_args(clap::Command::new("peers"));
+        let help = help.render_long_help().to_string();
+        for word in ["up", "suspect", "down", "direct", "via", "none"] {
+            let mut words = help.split(|c: char| !c.is_alphanumeric());
+            assert!(words.any(|other| other == word), "{word}: {help}");
+        }
     }
 }

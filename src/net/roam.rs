@@ -149,7 +149,14 @@ async fn roam(shared: Weak<Shared>, own: IpAddr, toward: impl Fn() -> Option<Soc
         match done {
             Ok(()) => shared.tell(before, roam.source),
             Err(ref error) if !is_stuck => {
-                tracing::warn!(%error, ?step, "this machine's address has changed, and no socket follows");
+                let hint = "it is tried again; if this goes on, restart this node, or let it listen on \
+                            a wildcard address";
+                tracing::warn!(
+                    %error,
+                    ?step,
+                    hint,
+                    "this machine's address has changed, and no socket follows"
+                );
             }
             Err(_) => {}
         }
