@@ -38,7 +38,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 
 use self::scene::{NAMES, Scene};
-use self::site::{Daemon, LARDER, PATIENCE, Site};
+use self::site::{Daemon, LARDER, PATIENCE, Site, wait};
 use self::user::User;
 
 const WORKERS: usize = 3;
@@ -114,14 +114,6 @@ impl Cluster {
         }
         self.coordinator.stop();
     }
-}
-
-fn wait<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(future)
 }
 
 fn status(node: &Daemon) -> Value {

@@ -34,9 +34,9 @@ use serde_json::Value;
 use self::gauge::{Gauge, values};
 use self::plan::{Act, Kind, Step, all_links, plan};
 use crate::scene::{NAMES, Scene};
-use crate::site::{Daemon, LARDER, PATIENCE, Site};
+use crate::site::{Daemon, LARDER, PATIENCE, Site, wait};
 use crate::user::User;
-use crate::{BOUND, Curtain, LEASE, STAGE, listen, status, wait};
+use crate::{BOUND, Curtain, LEASE, STAGE, listen, status};
 
 /// Enough for each kind of fault, most of them more than once.
 const SECONDS: u64 = 120;

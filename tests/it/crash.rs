@@ -17,7 +17,7 @@ use larder::proto::wire::{GetLog, Publish, PublishName};
 use larder::spec::{Spec, Syntax};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::site::{Daemon, Site};
+use crate::site::{Daemon, Site, wait};
 
 /// Some seconds of a build's time.
 const ROUNDS: u32 = 20;
@@ -146,14 +146,6 @@ fn one_kill(coordinator: Daemon, number: u64, acknowledged: &mut Acknowledged) -
 
 fn connect(coordinator: &Daemon) -> HttpClient {
     wait(HttpClient::connect(coordinator.socket())).expect("it answers")
-}
-
-fn wait<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(future)
 }
 
 #[test]

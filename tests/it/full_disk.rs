@@ -13,7 +13,7 @@ use larder::api::Api;
 use larder::bridge::http::HttpClient;
 use larder::spec::{Spec, Syntax};
 
-use crate::site::{Daemon, Ended, Site, text};
+use crate::site::{Daemon, Ended, Site, text, wait};
 
 /// Set in the run within the namespace.
 const INSIDE: &str = "LARDER_TEST_FULL_DISK";
@@ -150,14 +150,6 @@ fn large(number: usize) -> Spec {
 
 fn connect(coordinator: &Daemon) -> HttpClient {
     wait(HttpClient::connect(coordinator.socket())).expect("it answers")
-}
-
-fn wait<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(future)
 }
 
 /// Every definition that was published is read back, byte for byte.

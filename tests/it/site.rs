@@ -23,6 +23,15 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The program under test.
 pub(crate) const LARDER: &str = env!("CARGO_BIN_EXE_larder");
 
+/// Runs a future to its end.
+pub(crate) fn wait<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(future)
+}
+
 /// Everything that one test has on disk.
 #[derive(Debug)]
 pub(crate) struct Site(TempDir);

@@ -7,7 +7,7 @@ use crate::proto::code::{CloseCode, Code};
 use crate::proto::limit::MAX_FRAME_LEN;
 use crate::proto::role::{Kind, allowed};
 use crate::proto::wire::{
-    GetLog, Have, List, Peering, PrepAck, Publish, PutBlob, Resolve, SessionId, Watch,
+    GetLog, Have, Peering, PrepAck, Publish, PutBlob, Resolve, SessionId, Watch,
 };
 
 async fn connect(pair: &Pair, client: &quinn::Endpoint, who: &str) -> quinn::Connection {
@@ -325,13 +325,7 @@ async fn waiting_requests_beyond_the_limit_are_answered_in_turn() {
     options.limits.max_requests = 1;
     let pair = Pair::with(options);
     let link = pair.link();
-    let list = Request::List(List {
-        at: None,
-        prefix: String::new(),
-        after: None,
-        deleted: false,
-        limit: 1,
-    });
+    let list = life::list();
     let mut first = link
         .call(&list, Bytes::new(), patience())
         .await

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use tokio::net::UdpSocket;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::*;
@@ -18,7 +19,7 @@ const QUEUE: usize = 256 << 10;
 const PACKET: usize = 2 << 10;
 
 /// Carries packets from whoever sends first to `to` and back, those to `to` at [`RATE`].
-pub(super) async fn carry(front: UdpSocket, to: SocketAddr) {
+async fn carry(front: UdpSocket, to: SocketAddr) {
     let back = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
     back.connect(to).await.expect("an address");
     let (mut from, mut there, mut here) = (None, [0; PACKET], [0; PACKET]);
@@ -51,36 +52,53 @@ pub(super) async fn carry(front: UdpSocket, to: SocketAddr) {
     }
 }
 
+/// A coordinator, and a link to it over such a path. All of it is driven by the test's own runtime.
+pub(super) struct SlowPath {
+    pub(super) node: Arc<Node>,
+    pub(super) link: Link,
+    pub(super) path: JoinHandle<()>,
+    _certs: Certs,
+}
+
+impl SlowPath {
+    /// The link is dialled by `who`, as in `dev/worker/w1`.
+    pub(super) async fn from(who: &str) -> Self {
+        let certs = Certs::new();
+        let handle = tokio::runtime::Handle::current();
+        let addr: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        let bind = |name: &str| {
+            let identity = certs.load(name);
+            let port = Port::bind(addr, identity.uri().cluster()).expect("a port");
+            Endpoint::start(&handle, port, identity, options()).expect("started")
+        };
+        let coordinator = bind("dev/coordinator/c1");
+        let node = Arc::new(Node::default());
+        coordinator.serve(node.clone());
+        let dialler = bind(who);
+        let front = UdpSocket::bind(addr).await.expect("a port");
+        let to = front.local_addr().expect("bound").to_string();
+        let path = tokio::spawn(carry(front, coordinator.local_addr()));
+        Self {
+            node,
+            link: Link::new(&dialler, to, Wanted::Coordinator),
+            path,
+            _certs: certs,
+        }
+    }
+}
+
 fn takes(len: usize) -> Duration {
     Duration::from_micros(len as u64 * 1_000_000 / RATE)
 }
 
 #[tokio::test(start_paused = true)]
 async fn bodies_that_share_a_slow_path_all_arrive() {
-    let certs = Certs::new();
-    let handle = tokio::runtime::Handle::current();
-    let addr: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-    let bind = |name: &str| {
-        let identity = certs.load(name);
-        let port = Port::bind(addr, identity.uri().cluster()).expect("a port");
-        Endpoint::start(&handle, port, identity, options()).expect("started")
-    };
-    let coordinator = bind("dev/coordinator/c1");
-    coordinator.serve(Arc::new(Node::default()));
-    let publisher = bind("dev/publisher/p1");
-    let front = UdpSocket::bind(addr).await.expect("a port");
-    let link = Link::new(
-        &publisher,
-        front.local_addr().expect("bound").to_string(),
-        Wanted::Coordinator,
-    );
-    tokio::spawn(carry(front, coordinator.local_addr()));
-
+    let slow = SlowPath::from("dev/publisher/p1").await;
     let mut puts = tokio::task::JoinSet::new();
     // Together well over what the path carries within anybody's patience, and each at less than
     // the floor; but not the connection.
     for byte in 0..16 {
-        let link = link.clone();
+        let link = slow.link.clone();
         puts.spawn(async move {
             let body = Bytes::from(vec![byte; 512 << 10]);
             let put = Request::PutBlob(PutBlob {
