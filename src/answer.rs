@@ -83,6 +83,23 @@ impl Freshness {
     }
 }
 
+impl fmt::Display for Freshness {
+    /// `strict`, `verified`, `at:12`, `at:lr1:...`, `at-least:lr1:...`, `bounded:60s`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Strict => f.write_str("strict"),
+            Self::Verified => f.write_str("verified"),
+            Self::At(rev) => write!(f, "at:{rev}"),
+            Self::Run(token) => write!(f, "at:{token}"),
+            Self::AtLeast(token) => write!(f, "at-least:{token}"),
+            Self::Bounded(bound) if bound.subsec_millis() == 0 => {
+                write!(f, "bounded:{}s", bound.as_secs())
+            }
+            Self::Bounded(bound) => write!(f, "bounded:{}ms", bound.as_millis()),
+        }
+    }
+}
+
 /// A snapshot that a reader names: `12`, or a run's token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum At {

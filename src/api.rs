@@ -15,7 +15,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use crate::answer::{Answer, Failure, Query, RunToken};
+use crate::answer::{Answer, Failure, Freshness, Query, RunToken, Target};
 use crate::proto::code::Code;
 use crate::proto::limit::MAX_PIN;
 use crate::proto::wire::{
@@ -38,6 +38,22 @@ pub type Reply<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send +
 pub trait Api: Send + Sync {
     /// Reads one definition.
     fn get(&self, query: Query) -> Reply<'_, Answer>;
+
+    /// Reads what a name stands for, as fresh as the node is configured to answer whoever says
+    /// nothing of freshness, and says how fresh that is: strict, or what an operator has chosen for
+    /// it. It is for people and engines that leave the choice to the node; whoever needs a promise
+    /// asks for it with [`get`](Self::get).
+    fn get_as_configured(
+        &self,
+        name: SpecName,
+        deadline: Duration,
+    ) -> Reply<'_, (Answer, Freshness)> {
+        let query = Query {
+            deadline,
+            ..Query::strict(Target::Name(name))
+        };
+        Box::pin(async move { Ok((self.get(query).await?, Freshness::Strict)) })
+    }
 
     /// Records by prefix.
     fn list(&self, list: List) -> Reply<'_, Listing>;

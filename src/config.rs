@@ -551,7 +551,8 @@ fn upload_limit(text: &str) -> Result<Option<u64>, Invalid> {
     }
 }
 
-fn freshness(text: &str) -> Result<Freshness, Invalid> {
+/// What reads get that say nothing of freshness, as [`Freshness`] is written.
+pub(crate) fn freshness(text: &str) -> Result<Freshness, Invalid> {
     match text.split_once(':') {
         None if text == "strict" => Ok(Freshness::Strict),
         Some(("bounded", bound)) => Ok(Freshness::Bounded(staleness(bound)?)),

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::Api;
 use crate::answer::{Answer, Failure, Freshness, Mode, Query, RunToken, Target};
 use crate::catalog::{CatalogId, Revision};
+use crate::proto::limit::DEFAULT_DEADLINE;
 use crate::proto::wire::{GetLog, List, Listing, Log, Publish, PublishName, PublishedRev, Waited};
 use crate::spec::{Spec, SpecHash, SpecName, Syntax};
 
@@ -109,6 +110,14 @@ async fn check_reads(api: &dyn Api, seen: &mut Vec<String>) {
         Some(Revision::new(2))
     );
     assert_eq!(now.proof.mode, Mode::Asked);
+
+    let configured = api.get_as_configured(name("etl/a"), DEFAULT_DEADLINE);
+    let (same, freshness) = note(seen, configured.await).expect("present");
+    assert_eq!(
+        (bytes_of(&same), freshness),
+        (Some(NEW), Freshness::Strict),
+        "nothing is configured"
+    );
 
     let before = note(seen, api.get(at("etl/a", 1)).await).expect("retained");
     assert_eq!(

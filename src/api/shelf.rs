@@ -33,6 +33,7 @@ struct State {
     pins: Vec<Pinned>,
     pinned: u64,
     leased: bool,
+    freshness: Freshness,
 }
 
 struct Published {
@@ -57,6 +58,11 @@ impl Shelf {
     /// Strict reads need not ask from now on.
     pub(crate) fn lease(&self) {
         self.state().leased = true;
+    }
+
+    /// Reads that say nothing of freshness get this from now on.
+    pub(crate) fn configure(&self, freshness: Freshness) {
+        self.state().freshness = freshness;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -321,6 +327,20 @@ fn soon<'a, T: Send + 'a>(got: Result<T, Failure>) -> Reply<'a, T> {
 impl Api for Shelf {
     fn get(&self, query: Query) -> Reply<'_, Answer> {
         soon(self.read(query))
+    }
+
+    fn get_as_configured(
+        &self,
+        name: SpecName,
+        deadline: Duration,
+    ) -> Reply<'_, (Answer, Freshness)> {
+        let freshness = self.state().freshness;
+        let query = Query {
+            target: Target::Name(name),
+            freshness,
+            deadline,
+        };
+        Box::pin(async move { Ok((self.get(query).await?, freshness)) })
     }
 
     fn list(&self, list: List) -> Reply<'_, Listing> {

@@ -5,7 +5,7 @@
 //!
 //! | route | answer |
 //! | --- | --- |
-//! | `GET /v1/specs/{name}?at=&deadline_ms=` | the exact bytes; `ETag` is the hash, the proof is in the `Larder-*` headers. Instead of `at=`, which takes a revision or a run's token, one of `at_least=<token>`, `max_staleness=30s`, `verified=true`, `strict=true`; with none of them the node's default holds |
+//! | `GET /v1/specs/{name}?at=&deadline_ms=` | the exact bytes; `ETag` is the hash, the proof is in the `Larder-*` headers. Instead of `at=`, which takes a revision or a run's token, one of `at_least=<token>`, `max_staleness=30s`, `verified=true`, `strict=true`; with none of them the node's default holds, and `Larder-Default-Freshness` says what that is |
 //! | `PUT /v1/specs/{name}?expect=&note=&key=&validate=false` | `{catalog, epoch, rev, changed, hash}` |
 //! | `DELETE /v1/specs/{name}?expect=&note=&key=` | the same, `hash` is null |
 //! | `GET /v1/specs?prefix=&after=&limit=&at=&deleted=true` | `{catalog, epoch, rev, records, more}` |
@@ -59,7 +59,6 @@ use std::time::Duration;
 pub use self::client::HttpClient;
 pub use self::server::{HttpOptions, Listeners, ServeError, Server, UnixOptions};
 pub use self::socket::SocketError;
-use crate::answer::Freshness;
 use crate::api::Api;
 use crate::proto::limit::DEFAULT_DEADLINE;
 
@@ -129,11 +128,6 @@ pub trait Node: Send + Sync {
 
     /// Whether it takes publishes.
     fn writable(&self) -> bool;
-
-    /// What a read gets that says nothing of freshness.
-    fn default_freshness(&self) -> Freshness {
-        Freshness::Strict
-    }
 
     /// Largest spec that it takes, in bytes.
     fn max_spec_len(&self) -> u64;

@@ -1,13 +1,13 @@
 use std::time::Duration;
 
-use larder::answer::{Freshness, Query, Target};
+use larder::answer::{Freshness, Target};
 use larder::api::Api;
 use larder::catalog::Revision;
 use larder::spec::SpecName;
 use similar::TextDiff;
 
 use super::connect::{Purpose, connect};
-use super::get::absent;
+use super::get::{absent, read};
 use super::option::{ClientArgs, GlobalArgs};
 use super::screen::Screen;
 
@@ -29,7 +29,7 @@ pub(crate) struct Args {
     name: SpecName,
     /// The old revision
     old: Revision,
-    /// The new revision; without one, what is current
+    /// The new revision; without one, what `larder get` would print
     new: Option<Revision>,
     #[command(flatten)]
     client: ClientArgs,
@@ -51,20 +51,13 @@ async fn diff(
     deadline: Duration,
     screen: &mut Screen<'_>,
 ) -> anyhow::Result<()> {
-    let read = async |freshness| {
-        let query = Query {
-            target: Target::Name(args.name.clone()),
-            freshness,
-            deadline,
-        };
-        let answer = api.get(query.clone()).await;
-        answer.map(|answer| (query, answer))
-    };
-    let (_, old) = read(Freshness::At(args.old)).await?;
-    let new = args.new.map_or(Freshness::Strict, Freshness::At);
-    let (query, new) = read(new).await?;
+    let target = Target::Name(args.name.clone());
+    let at = Some(Freshness::At(args.old));
+    let old = read(api, &target, at, deadline, screen).await?;
+    let at = args.new.map(Freshness::At);
+    let new = read(api, &target, at, deadline, screen).await?;
     if old.spec.is_none() && new.spec.is_none() {
-        return Err(absent(api, &query, &new).await.into());
+        return Err(absent(api, &target, args.new, &new).await.into());
     }
     let text = |spec: &Option<larder::spec::Spec>| match spec {
         Some(spec) => String::from_utf8_lossy(spec.bytes()).into_owned(),

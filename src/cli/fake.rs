@@ -39,6 +39,8 @@ struct State {
     status: Option<serde_json::Value>,
     /// How long a publish waits.
     publish_takes: Duration,
+    /// What a read gets that says nothing of freshness.
+    freshness: Freshness,
 }
 
 impl Fake {
@@ -80,6 +82,11 @@ impl Fake {
     /// Answers `status` with this.
     pub(crate) fn say(&self, status: serde_json::Value) {
         self.0.lock().expect("no test panics inside").status = Some(status);
+    }
+
+    /// Reads that say nothing of freshness get this.
+    pub(crate) fn configure(&self, freshness: Freshness) {
+        self.0.lock().expect("no test panics inside").freshness = freshness;
     }
 
     /// Lets every publish wait.
@@ -197,7 +204,10 @@ impl State {
             Target::Hash(hash) => Some(hash),
         };
         let proof = Proof {
-            mode: Mode::Asked,
+            mode: match query.freshness {
+                Freshness::Bounded(_) => Mode::Bounded,
+                _ => Mode::Asked,
+            },
             snapshot: Some(Snapshot {
                 catalog: CATALOG,
                 epoch: EPOCH,
@@ -279,6 +289,22 @@ impl Api for Fake {
                 token.check(CATALOG, EPOCH)?;
             }
             Ok(state.get(&query))
+        })
+    }
+
+    fn get_as_configured(
+        &self,
+        name: SpecName,
+        deadline: Duration,
+    ) -> Reply<'_, (Answer, Freshness)> {
+        self.with_state(|state| {
+            let freshness = state.freshness;
+            let query = Query {
+                target: Target::Name(name),
+                freshness,
+                deadline,
+            };
+            Ok((state.get(&query), freshness))
         })
     }
 

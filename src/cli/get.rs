@@ -4,8 +4,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use larder::answer::{Answer, At, Freshness, Mode, Proof, Query, RunToken, Snapshot, Target};
+use larder::answer::{
+    Answer, At, Failure, Freshness, Mode, Proof, Query, RunToken, Snapshot, Target,
+};
 use larder::api::Api;
+use larder::catalog::Revision;
 use larder::config::{Surroundings, staleness};
 use serde_json::json;
 
@@ -22,8 +25,10 @@ use super::timestamp::seconds;
 ///
 /// The exact bytes go to stdout. A name is answered only with proof that no newer definition was
 /// published before the command began; without proof it fails with exit code 4 and says what was
-/// tried. A read at a revision or by hash needs no such proof and works while cut off. Only
-/// --max-staleness takes an answer that may be old.
+/// tried. A read at a revision or by hash needs no such proof and works while cut off. An answer may
+/// be old only with --max-staleness, or without a flag if the worker asked is configured for that
+/// (`larder worker --freshness bounded:60s`): a note on stderr then says how old at most. --strict
+/// takes none that may be old, whatever the worker is configured for.
 ///
 /// Without a flag, LARDER_REVISION means --at and LARDER_AT_LEAST means --at-least, so that all
 /// tasks of a run read one snapshot.
@@ -34,6 +39,7 @@ use super::timestamp::seconds;
   larder get etl/daily --at 12             what it was at revision 12
   larder get etl/daily --at \"$(larder run-token)\"
   larder get etl/daily --max-staleness 30s works through a short cut of the network
+  larder get etl/daily --strict            current or an error, at any worker
   larder get b3:4d5e... -o daily.yaml      exactly these bytes
   larder get etl/daily --json | jq .proof")]
 pub(crate) struct Args {
@@ -51,7 +57,8 @@ pub(crate) struct Args {
     client: ClientArgs,
 }
 
-/// How fresh the answer must be; one at most, and none means: proven to be current.
+/// How fresh the answer must be; one at most, and none means: as the node is configured, which is
+/// strict unless a worker's operator has chosen otherwise.
 #[derive(Debug, Default, clap::Args)]
 #[group(multiple = false)]
 struct FreshnessArgs {
@@ -67,6 +74,9 @@ struct FreshnessArgs {
     /// Ask the coordinator even under a lease, so that no clock is relied on
     #[arg(long)]
     verified: bool,
+    /// Take only what is proven to be current, also of a worker that is configured for less
+    #[arg(long)]
+    strict: bool,
 }
 
 impl FreshnessArgs {
@@ -76,7 +86,8 @@ impl FreshnessArgs {
         let at = self.at.map(Freshness::from);
         let at_least = self.at_least.map(Freshness::AtLeast);
         let bounded = self.max_staleness.map(Freshness::Bounded);
-        at.or(at_least).or(bounded).or(verified)
+        let strict = self.strict.then_some(Freshness::Strict);
+        at.or(at_least).or(bounded).or(verified).or(strict)
     }
 }
 
@@ -114,45 +125,44 @@ pub(crate) async fn run(
 ) -> anyhow::Result<()> {
     let config = global.client(&args.client)?;
     let variables = Surroundings::of_this_process().variables;
-    let query = query(args, &variables, config.deadline)?;
+    let freshness = freshness(args, &variables)?;
     let api = connect(&config, Purpose::Read).await?;
-    get(&*api, query, args, screen).await
+    get(&*api, freshness, config.deadline, args, screen).await
 }
 
-fn query(args: &Args, variables: &Variables, deadline: Duration) -> Result<Query, Complaint> {
-    let said = args.how.said();
-    let freshness = match (&args.target, said) {
+/// How fresh the answer must be; `None` leaves it to the node.
+fn freshness(args: &Args, variables: &Variables) -> Result<Option<Freshness>, Complaint> {
+    match (&args.target, args.how.said()) {
         (Target::Hash(_), Some(_)) => {
             let message = "a hash is the same at every revision and never out of date";
-            let hint = "leave `--at`, `--at-least`, `--max-staleness` and `--verified` out";
-            return Err(Complaint::new(Exit::Usage, message).hint(hint));
+            let hint = "leave `--at`, `--at-least`, `--max-staleness`, `--verified` and \
+                        `--strict` out";
+            Err(Complaint::new(Exit::Usage, message).hint(hint))
         }
-        (Target::Hash(_), None) => Freshness::Strict,
-        (Target::Name(_), Some(said)) => said,
-        (Target::Name(_), None) => of_environment(variables)?.unwrap_or_default(),
-    };
-    Ok(Query {
-        target: args.target.clone(),
-        freshness,
-        deadline,
-    })
+        (Target::Hash(_), None) => Ok(Some(Freshness::Strict)),
+        (Target::Name(_), Some(said)) => Ok(Some(said)),
+        (Target::Name(_), None) => of_environment(variables),
+    }
 }
 
 async fn get(
     api: &dyn Api,
-    query: Query,
+    freshness: Option<Freshness>,
+    deadline: Duration,
     args: &Args,
     screen: &mut Screen<'_>,
 ) -> anyhow::Result<()> {
-    let answer = api.get(query.clone()).await?;
+    let target = &args.target;
+    let answer = read(api, target, freshness, deadline, screen).await?;
     if args.verbose {
-        screen.say(describe(&query.target, &answer));
+        screen.say(describe(target, &answer));
     }
     let Some(spec) = &answer.spec else {
-        return Err(absent(api, &query, &answer).await.into());
+        let at = freshness.and_then(Freshness::revision);
+        return Err(absent(api, target, at, &answer).await.into());
     };
     let data = match screen.json() {
-        true => format!("{}\n", to_json(&query.target, &answer)).into_bytes(),
+        true => format!("{}\n", to_json(target, &answer)).into_bytes(),
         false => spec.bytes().to_vec(),
     };
     match &args.output {
@@ -162,16 +172,47 @@ async fn get(
     Ok(())
 }
 
-/// The error for a name that is proven not to exist.
-pub(crate) async fn absent(api: &dyn Api, query: &Query, answer: &Answer) -> Complaint {
-    let at = query.freshness.revision();
+/// Reads as fresh as is said; `None` leaves it to the node, and what that gives is no secret if it
+/// may be old.
+pub(crate) async fn read(
+    api: &dyn Api,
+    target: &Target,
+    freshness: Option<Freshness>,
+    deadline: Duration,
+    screen: &mut Screen<'_>,
+) -> Result<Answer, Failure> {
+    if let (Target::Name(name), None) = (target, freshness) {
+        let (answer, configured) = api.get_as_configured(name.clone(), deadline).await?;
+        if answer.proof.mode == Mode::Bounded {
+            let age = age(&answer.proof);
+            screen.say(format_args!(
+                "note: answered as of {age} ago at most, as the worker is configured ({configured})"
+            ));
+        }
+        return Ok(answer);
+    }
+    let query = Query {
+        target: target.clone(),
+        freshness: freshness.unwrap_or_default(),
+        deadline,
+    };
+    api.get(query).await
+}
+
+/// The error for a name that is proven not to exist, now or at a revision.
+pub(crate) async fn absent(
+    api: &dyn Api,
+    target: &Target,
+    at: Option<Revision>,
+    answer: &Answer,
+) -> Complaint {
     let when = at.map_or_else(String::new, |rev| format!(" at revision {rev}"));
     let message = match answer.proof.record_rev {
-        Some(rev) => format!("`{}` was deleted in revision {rev}", query.target),
-        None => format!("there is no definition `{}`{when}", query.target),
+        Some(rev) => format!("`{target}` was deleted in revision {rev}"),
+        None => format!("there is no definition `{target}`{when}"),
     };
     let complaint = Complaint::new(Exit::NotFound, message);
-    if let (Target::Name(name), None) = (&query.target, answer.proof.record_rev)
+    if let (Target::Name(name), None) = (target, answer.proof.record_rev)
         && let Some(hint) = did_you_mean(api, name, at).await
     {
         return complaint.hint(hint);
@@ -200,12 +241,17 @@ fn describe(target: &Target, answer: &Answer) -> String {
     words.join(", ") + &failed.collect::<String>()
 }
 
-/// Why the answer is right, in words.
-fn reason(proof: &Proof) -> String {
-    let age = match proof.age_us {
+/// How long ago the answer was current at the latest.
+fn age(proof: &Proof) -> String {
+    match proof.age_us {
         u64::MAX => "nobody knows how long".to_owned(),
         micros => seconds(Duration::from_micros(micros)),
-    };
+    }
+}
+
+/// Why the answer is right, in words.
+fn reason(proof: &Proof) -> String {
+    let age = age(proof);
     match proof.mode {
         Mode::Lease => format!("current under a lease, heard from the coordinator {age} ago"),
         Mode::Asked => format!("the coordinator was asked {age} ago"),
@@ -232,7 +278,6 @@ fn to_json(target: &Target, answer: &Answer) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
-    use larder::catalog::Revision;
 
     use super::super::complaint::as_text;
     use super::super::fake::{Fake, run_on};
@@ -263,14 +308,15 @@ mod tests {
     fn one_flag_says_how_fresh_and_wins_over_the_environment() {
         let wanted = |flags: &[&str], pairs: &[(&str, &str)]| {
             let args = line(flags).expect("good flags");
-            query(&args, &variables(pairs), Duration::from_secs(1)).map(|query| query.freshness)
+            freshness(&args, &variables(pairs))
         };
         let token: RunToken = TOKEN.parse().expect("a token");
         let at = Freshness::At(Revision::new(4));
         let run = [("LARDER_REVISION", TOKEN)];
         let least = [("LARDER_AT_LEAST", TOKEN)];
-        let ok = |got: Result<Freshness, Complaint>| got.expect("good");
-        assert_eq!(ok(wanted(&["a"], &[])), Freshness::Strict);
+        let ok = |got: Result<Option<Freshness>, Complaint>| got.expect("good").expect("said");
+        assert_eq!(wanted(&["a"], &[]).expect("good"), None);
+        assert_eq!(ok(wanted(&["a", "--strict"], &run)), Freshness::Strict);
         assert_eq!(ok(wanted(&["a", "--at", "4"], &run)), at);
         assert_eq!(ok(wanted(&["a"], &run)), Freshness::Run(token));
         assert_eq!(ok(wanted(&["a"], &[("LARDER_REVISION", "4")])), at);
@@ -300,6 +346,14 @@ mod tests {
         let refused = |flags: &[&str]| line(flags).expect_err("refused");
         let two = refused(&["a", "--at", "1", "--verified"]);
         assert!(two.contains("cannot be used with"), "{two}");
+        for other in [
+            ["--at", "1"],
+            ["--at-least", TOKEN],
+            ["--max-staleness", "1s"],
+        ] {
+            refused(&["a", "--strict", other[0], other[1]]);
+        }
+        refused(&["a", "--strict", "--verified"]);
         for flags in [
             ["a", "--at", "soon"],
             ["a", "--at-least", "12"],
@@ -330,8 +384,33 @@ mod tests {
     }
 
     fn shown(fake: &Fake, args: &Args, json: bool) -> Result<(String, String), anyhow::Error> {
-        let query = query(args, &Variables::new(), Duration::from_secs(1))?;
-        run_on(json, async |screen| get(fake, query, args, screen).await)
+        let freshness = freshness(args, &Variables::new())?;
+        let second = Duration::from_secs(1);
+        run_on(json, async |screen| {
+            get(fake, freshness, second, args, screen).await
+        })
+    }
+
+    #[test]
+    fn an_answer_that_is_old_by_configuration_says_so_once_and_strict_takes_none() {
+        let fake = Fake::with(&[("a", "one")]);
+        fake.configure(Freshness::Bounded(Duration::from_secs(60)));
+        let note = "note: answered as of 5 us ago at most, as the worker is configured \
+                    (bounded:60s)\n";
+        let (out, err) = shown(&fake, &args("a"), false).expect("there");
+        assert_eq!((&*out, &*err), ("one", note));
+        let (out, err) = shown(&fake, &args("a"), true).expect("there");
+        assert_eq!(err, note);
+        let value: serde_json::Value = serde_json::from_str(&out).expect("JSON");
+        assert_eq!(value["proof"]["mode"], "bounded");
+        let mut strict = args("a");
+        strict.how.strict = true;
+        strict.verbose = true;
+        let (_, err) = shown(&fake, &strict, false).expect("there");
+        assert!(
+            err.starts_with("a, b3:") && err.contains("mode asked"),
+            "{err}"
+        );
     }
 
     #[test]

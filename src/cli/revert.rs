@@ -80,7 +80,7 @@ async fn revert(
                 format!("`{}` was deleted at revision {}", args.name, args.rev),
             )
             .hint(format!("to delete it again: `larder rm {}`", args.name)),
-            None => absent(api, &query, &old).await,
+            None => absent(api, &query.target, Some(args.rev), &old).await,
         };
         return Err(complaint.into());
     };

@@ -55,7 +55,8 @@ pub(crate) struct Args {
     /// [env: LARDER_RELAY]
     #[arg(long, value_name = "ON|OFF")]
     relay: Option<String>,
-    /// What reads get that say nothing of freshness: strict, or bounded:60s [env: LARDER_FRESHNESS]
+    /// What reads get that say nothing of freshness, `larder get` too: strict, or bounded:60s
+    /// [env: LARDER_FRESHNESS]
     #[arg(long, value_name = "HOW")]
     freshness: Option<String>,
     #[command(flatten)]

@@ -8,7 +8,7 @@ use super::Node;
 use super::engine::unwritten;
 use super::forward::{confused, to_coordinator};
 use super::traffic::Bytes as Exchanged;
-use crate::answer::{Answer, Failure, Freshness, Query, RunToken};
+use crate::answer::{Answer, Failure, Freshness, Query, RunToken, Target};
 use crate::api::{Api, Reply};
 use crate::bridge::http;
 use crate::identity::Role;
@@ -18,7 +18,7 @@ use crate::proto::wire::{
     Request, Response, Unpin,
 };
 use crate::proto::worker::Sight;
-use crate::spec::{Spec, SpecHash, Syntax};
+use crate::spec::{Spec, SpecHash, SpecName, Syntax};
 use crate::{clock, daemon};
 
 impl Node {
@@ -76,13 +76,7 @@ impl Node {
             "via": via,
             "carried": engine.relayed().carried(),
             "catalog_from": brought_by.map(|hop| hop.to_string()),
-            "freshness": match self.default_freshness() {
-                Freshness::Bounded(bound) if bound.subsec_millis() == 0 => {
-                    format!("bounded:{}s", bound.as_secs())
-                }
-                Freshness::Bounded(bound) => format!("bounded:{}ms", bound.as_millis()),
-                _ => "strict".into(),
-            },
+            "freshness": self.default_freshness().to_string(),
             "reads_in_progress": reads,
             "connections": engine.endpoint().connections(),
             "up": up,
@@ -140,6 +134,20 @@ impl Api for Arc<Node> {
                 None => Err(confused()),
             }
         })
+    }
+
+    fn get_as_configured(
+        &self,
+        name: SpecName,
+        deadline: Duration,
+    ) -> Reply<'_, (Answer, Freshness)> {
+        let freshness = self.default_freshness();
+        let query = Query {
+            target: Target::Name(name),
+            freshness,
+            deadline,
+        };
+        Box::pin(async move { Ok((self.get(query).await?, freshness)) })
     }
 
     fn list(&self, list: List) -> Reply<'_, Listing> {
@@ -265,10 +273,6 @@ impl http::Node for Local {
     /// A worker publishes only if its certificate says publisher.
     fn writable(&self) -> bool {
         self.0.engine().endpoint().identity().uri().role() == Role::Publisher
-    }
-
-    fn default_freshness(&self) -> Freshness {
-        self.0.default_freshness()
     }
 
     fn max_spec_len(&self) -> u64 {

@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::site::{Daemon, Site};
+use crate::site::{Daemon, Ended, Site};
 
 /// Asks anew until a worker holds a lease; far more often than it takes.
 const LOOKS: usize = 2_000;
@@ -84,6 +84,60 @@ fn a_publish_says_whom_it_waits_for_and_status_says_who_holds_what() {
     assert_eq!(site.run(&args).ok(), "steps: [new]\n");
 }
 
+/// Reads `a` with further flags.
+fn get(site: &Site, node: &Daemon, more: &[&str]) -> Ended {
+    let args = [&["get", "a", "--socket", node.socket()], more].concat();
+    site.run(&args)
+}
+
+#[test]
+fn a_read_without_flags_gets_what_its_worker_is_configured_for_and_says_how_old_it_may_be() {
+    let site = Site::new();
+    let certs = site.identity("coordinator", "c");
+    let args = ["coordinator", "--certs", &certs, "--lease", "600ms"];
+    let coordinator = site.start(&args, "c").expect("it starts");
+    let worker = site.worker("w", &coordinator, &["--freshness", "bounded:1h"]);
+    let plain = site.worker("plain", &coordinator, &[]);
+    publish(&site, &coordinator, "steps: [old]\n");
+    for worker in [&worker, &plain] {
+        assert_eq!(get(&site, worker, &["--strict"]).ok(), "steps: [old]\n");
+    }
+    let holds = (0..LOOKS).any(|_| {
+        let bounded = get(&site, &worker, &["--json"]).json();
+        bounded["proof"]["mode"] == "bounded" && bounded["body"] == "steps: [old]\n"
+    });
+    assert!(holds, "{}", worker.log());
+    coordinator.stop();
+    // Until its lease is over.
+    let refuses = |node, more: &[&str]| (0..LOOKS).any(|_| !get(&site, node, more).succeeded());
+    assert!(refuses(&plain, &[]) && refuses(&worker, &["--strict"]));
+
+    let note = "note: answered as of ";
+    let bounded = get(&site, &worker, &[]);
+    assert_eq!(bounded.err.matches(note).count(), 1, "{bounded:?}");
+    assert!(
+        bounded
+            .err
+            .contains("ago at most, as the worker is configured (bounded:3600s)"),
+        "{bounded:?}"
+    );
+    assert_eq!(bounded.ok(), "steps: [old]\n");
+    let bounded = get(&site, &worker, &["-v", "--json"]);
+    assert!(bounded.err.contains("mode bounded"), "{bounded:?}");
+    assert_eq!(bounded.json()["proof"]["mode"], "bounded");
+    let args = ["diff", "a", "1", "--socket", worker.socket()];
+    let diff = site.run(&args);
+    assert!(diff.err.starts_with(note), "{diff:?}");
+    assert_eq!(diff.ok(), "");
+
+    get(&site, &worker, &["--strict"]).fails(4, &["no proof"]);
+    get(&site, &plain, &[]).fails(4, &["no proof"]);
+    let both = get(&site, &worker, &["--strict", "--max-staleness", "1s"]);
+    both.fails(2, &["cannot be used with"]);
+    let token = site.run(&["run-token", "--socket", worker.socket()]);
+    token.fails(4, &[]);
+}
+
 #[test]
 fn a_bounded_read_is_answered_after_a_restart_while_nobody_can_be_asked() {
     if std::fs::read("/proc/sys/kernel/random/boot_id").is_err() {
@@ -95,12 +149,7 @@ fn a_bounded_read_is_answered_after_a_restart_while_nobody_can_be_asked() {
     let addr = coordinator.addr().to_owned();
     let worker = site.worker("w", &coordinator, &[]);
     publish(&site, &coordinator, "steps: [old]\n");
-    let get = |worker: &Daemon, more: &[&str]| {
-        let mut args = vec!["get", "a", "--socket", worker.socket()];
-        args.extend(more);
-        site.run(&args)
-    };
-    assert_eq!(get(&worker, &[]).ok(), "steps: [old]\n");
+    assert_eq!(get(&site, &worker, &[]).ok(), "steps: [old]\n");
     let holds = (0..LOOKS).any(|_| {
         let args = ["status", "--json", "--socket", worker.socket()];
         let lease = &site.run(&args).json()["lease"];
@@ -111,10 +160,10 @@ fn a_bounded_read_is_answered_after_a_restart_while_nobody_can_be_asked() {
     worker.stop();
 
     let worker = site.worker_of("w", &addr, &[]);
-    let bounded = get(&worker, &["--max-staleness", "1h", "--json"]).json();
+    let bounded = get(&site, &worker, &["--max-staleness", "1h", "--json"]).json();
     assert_eq!(bounded["body"], "steps: [old]\n");
     assert_eq!(bounded["proof"]["mode"], "bounded");
-    let strict = get(&worker, &[]);
+    let strict = get(&site, &worker, &[]);
     assert!(
         strict
             .err

@@ -372,6 +372,11 @@ impl Ended {
         format!("larder {what}\nexit {code:?}\n--- stdout\n{out}\n--- stderr\n{err}")
     }
 
+    /// Whether it did what it was to do.
+    pub(crate) fn succeeded(&self) -> bool {
+        self.code == Some(0)
+    }
+
     /// Its output; it must have succeeded.
     #[track_caller]
     pub(crate) fn ok(self) -> String {

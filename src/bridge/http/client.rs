@@ -29,10 +29,11 @@ use crate::answer::{
     Answer, Failure, Freshness, Hop, HopFailure, Mode, Proof, Query, RunToken, Snapshot, Target,
 };
 use crate::api::{Api, Reply};
+use crate::config;
 use crate::proto::code::Code;
 use crate::proto::limit::MAX_PUBLISH_WAIT;
 use crate::proto::wire::{GetLog, List, Listing, Log, Pinned, Pins, Publish, PublishedRev};
-use crate::spec::{MAX_SPEC_LEN, Spec, SpecHash, Syntax};
+use crate::spec::{MAX_SPEC_LEN, Spec, SpecHash, SpecName, Syntax};
 
 /// Longest JSON that is read from a daemon: a page of 10,000 records with long names has 4 MiB.
 const MAX_ANSWER_LEN: u64 = 64 << 20;
@@ -105,10 +106,6 @@ impl HttpClient {
     }
 
     async fn read(&self, query: Query) -> Result<Answer, Failure> {
-        let path = match &query.target {
-            Target::Name(name) => format!("/v1/specs/{name}"),
-            Target::Hash(hash) => format!("/v1/blobs/{hash}"),
-        };
         let freshness = match (&query.target, query.freshness) {
             (Target::Name(_), Freshness::At(rev)) => ("at", Some(rev.to_string())),
             (Target::Name(_), Freshness::Run(token)) => ("at", Some(token.to_string())),
@@ -122,7 +119,37 @@ impl HttpClient {
             (Target::Name(_), Freshness::Strict) => ("strict", Some("true".into())),
             (Target::Hash(_), _) => ("at", None),
         };
-        let deadline = query.deadline.clamp(Duration::from_millis(1), MAX_DEADLINE);
+        let (answer, _) = self
+            .ask_for(&query.target, freshness, query.deadline)
+            .await?;
+        Ok(answer)
+    }
+
+    async fn read_as_configured(
+        &self,
+        name: SpecName,
+        deadline: Duration,
+    ) -> Result<(Answer, Freshness), Failure> {
+        let target = Target::Name(name);
+        let (answer, headers) = self.ask_for(&target, ("at", None), deadline).await?;
+        let text: String = required(&headers, &header::DEFAULT_FRESHNESS)?;
+        let freshness = config::freshness(&text);
+        let freshness = freshness.map_err(|_| bad_answer(format!("the freshness `{text}`")))?;
+        Ok((answer, freshness))
+    }
+
+    /// The answer to a read, and the headers that it came with.
+    async fn ask_for(
+        &self,
+        target: &Target,
+        freshness: (&str, Option<String>),
+        deadline: Duration,
+    ) -> Result<(Answer, HeaderMap), Failure> {
+        let path = match target {
+            Target::Name(name) => format!("/v1/specs/{name}"),
+            Target::Hash(hash) => format!("/v1/blobs/{hash}"),
+        };
+        let deadline = deadline.clamp(Duration::from_millis(1), MAX_DEADLINE);
         let pairs = [
             freshness,
             ("deadline_ms", Some(deadline.as_millis().to_string())),
@@ -132,7 +159,7 @@ impl HttpClient {
             .up_to(MAX_SPEC_LEN);
         let (parts, body) = self.exchange_any(&ask).await?;
         let spec = if parts.status == StatusCode::OK {
-            Some(verified(&query.target, &parts.headers, body)?)
+            Some(verified(target, &parts.headers, body)?)
         } else {
             let failure = failure_of(&parts, &body);
             if failure.code != ABSENT {
@@ -140,7 +167,7 @@ impl HttpClient {
             }
             None
         };
-        answer_of(&parts.headers, spec)
+        Ok((answer_of(&parts.headers, spec)?, parts.headers))
     }
 
     async fn json<T: DeserializeOwned>(&self, ask: Ask) -> Result<T, Failure> {
@@ -224,6 +251,14 @@ impl HttpClient {
 impl Api for HttpClient {
     fn get(&self, query: Query) -> Reply<'_, Answer> {
         Box::pin(self.read(query))
+    }
+
+    fn get_as_configured(
+        &self,
+        name: SpecName,
+        deadline: Duration,
+    ) -> Reply<'_, (Answer, Freshness)> {
+        Box::pin(self.read_as_configured(name, deadline))
     }
 
     fn list(&self, list: List) -> Reply<'_, Listing> {

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::MAX_HOPS_LISTED;
 use super::json::ErrorJson;
-use crate::answer::{Answer, Failure, Mode, Target};
+use crate::answer::{Answer, Failure, Freshness, Mode, Target};
 use crate::proto::code::Code;
 use crate::spec::SpecHash;
 
@@ -22,6 +22,9 @@ pub(super) mod header {
     pub(in super::super) const RECORD_REVISION: HeaderName =
         HeaderName::from_static("larder-record-revision");
     pub(in super::super) const MODE: HeaderName = HeaderName::from_static("larder-mode");
+    /// What a read got that said nothing of freshness, such as `bounded:60s`.
+    pub(in super::super) const DEFAULT_FRESHNESS: HeaderName =
+        HeaderName::from_static("larder-default-freshness");
     pub(in super::super) const SOURCE: HeaderName = HeaderName::from_static("larder-source");
     pub(in super::super) const AGE_US: HeaderName = HeaderName::from_static("larder-age-us");
     pub(in super::super) const TOOK_US: HeaderName = HeaderName::from_static("larder-took-us");
@@ -118,6 +121,21 @@ pub(super) fn answer(target: &Target, answer: Answer, asked: &HeaderMap) -> Resp
     let cache = HeaderValue::from_static(cache);
     response.headers_mut().insert(CACHE_CONTROL, cache);
     response.headers_mut().extend(proof);
+    response
+}
+
+/// The same to a read that said nothing of freshness: it is told what it got instead.
+pub(super) fn answer_as_configured(
+    target: &Target,
+    (answer, freshness): (Answer, Freshness),
+    asked: &HeaderMap,
+) -> Response {
+    let mut response = self::answer(target, answer, asked);
+    insert(
+        response.headers_mut(),
+        header::DEFAULT_FRESHNESS,
+        &freshness.to_string(),
+    );
     response
 }
 

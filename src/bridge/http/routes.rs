@@ -95,10 +95,17 @@ async fn get_spec(
         "strict",
         "deadline_ms",
     ])?;
+    let deadline = deadline(&surface, &params)?;
+    let Some(freshness) = freshness(&params)? else {
+        let api = surface.node.api();
+        let answer = api.get_as_configured(name.clone(), deadline).await?;
+        let target = Target::Name(name);
+        return Ok(respond::answer_as_configured(&target, answer, &headers));
+    };
     let query = Query {
         target: Target::Name(name),
-        freshness: freshness(&params)?.unwrap_or_else(|| surface.node.default_freshness()),
-        deadline: deadline(&surface, &params)?,
+        freshness,
+        deadline,
     };
     read(&surface, query, &headers).await
 }

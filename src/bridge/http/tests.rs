@@ -18,7 +18,6 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::{HttpOptions, Node, Server, UnixOptions};
-use crate::answer::Freshness;
 use crate::api::Api;
 use crate::api::shelf::Shelf;
 
@@ -31,7 +30,6 @@ type Backup = fn(&mut dyn io::Write) -> io::Result<()>;
 struct TestNode {
     shelf: Arc<Shelf>,
     writable: bool,
-    freshness: Freshness,
     ready: Result<(), String>,
     backup: Option<Backup>,
 }
@@ -41,7 +39,6 @@ impl TestNode {
         Self {
             shelf: Arc::new(Shelf::new()),
             writable: true,
-            freshness: Freshness::Strict,
             ready: Ok(()),
             backup: None,
         }
@@ -55,10 +52,6 @@ impl Node for TestNode {
 
     fn writable(&self) -> bool {
         self.writable
-    }
-
-    fn default_freshness(&self) -> Freshness {
-        self.freshness
     }
 
     fn max_spec_len(&self) -> u64 {

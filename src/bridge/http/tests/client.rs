@@ -99,6 +99,24 @@ async fn every_failure_of_a_read_comes_over_whole() {
 }
 
 #[tokio::test]
+async fn a_read_without_a_wish_gets_what_the_node_is_configured_for_and_is_told() {
+    let node = TestNode::new();
+    let bounded = Freshness::Bounded(Duration::from_millis(1_500));
+    node.shelf.configure(bounded);
+    let daemon = Daemon::start(node).await;
+    let client = client(&daemon).await;
+    let second = Duration::from_secs(1);
+    let (answer, freshness) = client
+        .get_as_configured(name("a"), second)
+        .await
+        .expect("absent");
+    assert_eq!((answer.spec, freshness), (None, bounded));
+    assert_eq!(answer.proof.mode, Mode::Bounded);
+    let strict = client.get(strict("a")).await.expect("absent");
+    assert_eq!(strict.proof.mode, Mode::Asked);
+}
+
+#[tokio::test]
 async fn a_node_that_takes_no_publishes_fails_as_it_does_in_process() {
     let mut node = TestNode::new();
     node.writable = false;

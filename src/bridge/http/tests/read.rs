@@ -1,5 +1,7 @@
 //! Reads: bytes with their proof, `304`, absence, and every refusal.
 
+use std::time::Duration;
+
 use super::{Daemon, TestNode};
 use crate::answer::{Freshness, GetError, Hop, HopFailure};
 use crate::api::Api;
@@ -279,18 +281,23 @@ async fn each_failure_of_a_read_has_its_status() {
 
 #[tokio::test]
 async fn a_read_that_says_nothing_gets_the_nodes_default_and_one_that_does_gets_that() {
-    let daemon = stock(TestNode {
-        freshness: Freshness::At(Revision::new(1)),
-        ..TestNode::new()
-    })
-    .await;
+    let node = TestNode::new();
+    let bounded = Freshness::Bounded(Duration::from_secs(60));
+    node.shelf.configure(bounded);
+    let daemon = stock(node).await;
     let mode = async |query: &str| {
         let reply = daemon.ask(&format!("GET /v1/specs/etl/a{query}")).await;
         assert_eq!(reply.status, 200, "{query}");
+        let is_default = matches!(query, "" | "?verified=false");
+        let default = reply.headers.get("larder-default-freshness");
+        assert_eq!(
+            default.map(String::as_str),
+            is_default.then_some("bounded:60s")
+        );
         reply.header("larder-mode").to_owned()
     };
-    assert_eq!(mode("").await, "at");
-    assert_eq!(mode("?verified=false").await, "at");
+    assert_eq!(mode("").await, "bounded");
+    assert_eq!(mode("?verified=false").await, "bounded");
     assert_eq!(mode("?strict=true").await, "asked");
     assert_eq!(mode("?max_staleness=30s").await, "bounded");
     assert_eq!(mode("?verified=true").await, "asked");
