@@ -46,6 +46,9 @@ struct Wanted {
     basis: Basis,
     len: Option<u64>,
     hops: Vec<HopFailure>,
+    /// Sources had failed before these joined: they may be back, so that their failures are no
+    /// answer to these.
+    late: bool,
 }
 
 impl Fetch {
@@ -105,13 +108,15 @@ impl Worker {
         waiters: Vec<Waiter>,
         hops: Vec<HopFailure>,
     ) {
-        let wanted = Wanted {
+        let mut wanted = Wanted {
             waiters,
             basis,
             len,
             hops,
+            late: false,
         };
         if let Some(fetch) = self.fetches.get_mut(&hash) {
+            wanted.late = !fetch.hops.is_empty();
             fetch.wanted.push(wanted);
             return;
         }
@@ -143,6 +148,7 @@ impl Worker {
             basis,
             len,
             hops,
+            late: !fetch.hops.is_empty(),
         });
         fetch.active.push(inline);
         self.arm_hedge(hash, inline.1, now);
@@ -168,7 +174,7 @@ impl Worker {
         }
     }
 
-    /// Asks the next source; without one the fetch ends once nobody is being asked any more.
+    /// Asks the next source; without one the round is over once nobody is being asked any more.
     fn ask_next(&mut self, hash: SpecHash, now: Time) {
         let Some(fetch) = self.fetches.get(&hash) else {
             return;
@@ -187,7 +193,7 @@ impl Worker {
         };
         let Some(source) = self.sources.next_source(&wish, now) else {
             if fetch.active.is_empty() {
-                self.fail_fetch(hash, |hops| GetError::NoBytes { hash, hops });
+                self.round_over(hash, now);
             }
             return;
         };
@@ -220,6 +226,23 @@ impl Worker {
             within,
         });
         self.arm_hedge(hash, source, now);
+    }
+
+    /// Everybody was asked in vain. Whoever joined late has a round of its own, which is its last.
+    fn round_over(&mut self, hash: SpecHash, now: Time) {
+        let Some(fetch) = self.fetches.get_mut(&hash) else {
+            return;
+        };
+        let mut late: Vec<_> = fetch.wanted.extract_if(.., |wanted| wanted.late).collect();
+        self.fail_fetch(hash, |hops| GetError::NoBytes { hash, hops });
+        let Some(first) = late.first() else {
+            return;
+        };
+        let mut fetch = Fetch::new(first.len);
+        late.iter_mut().for_each(|wanted| wanted.late = false);
+        fetch.wanted = late;
+        self.fetches.insert(hash, fetch);
+        self.ask_next(hash, now);
     }
 
     fn arm_hedge(&mut self, hash: SpecHash, source: Source, now: Time) {

@@ -922,6 +922,57 @@ fn readers_of_one_hash_share_one_fetch() {
     }
 }
 
+/// Reader 1 has asked both sources in vain when reader 2 joined in between.
+fn joined_late(desk: &mut Desk) {
+    let target = spec("v").hash().to_string();
+    desk.read(1, &target, Freshness::Strict);
+    let (call, source) = desk.fetch();
+    assert_eq!(source, Source::Coordinator(0));
+    desk.event(call, failed("it is down"));
+    let (call, source) = desk.fetch();
+    assert_eq!(source, peer_source(0));
+    desk.read(2, &target, Freshness::Strict);
+    assert!(desk.asks_nobody(), "one fetch per hash");
+    desk.event(call, not_here());
+    let error = desk.error(1);
+    assert_eq!(error.hops().len(), 2, "who was first is not held up");
+}
+
+#[test]
+fn who_joins_a_fetch_whose_sources_have_failed_already_has_them_asked_again() {
+    let mut desk = desk(1, 1);
+    joined_late(&mut desk);
+    let (call, source) = desk.fetch();
+    assert_eq!(
+        source,
+        peer_source(0),
+        "the coordinator failed a moment ago"
+    );
+    desk.event(call, not_here());
+    let (call, source) = desk.fetch();
+    assert_eq!(source, Source::Coordinator(0));
+    desk.event(call, Event::Body(spec("v").into_bytes()));
+    let answer = desk.answer(2);
+    assert_eq!(answer.spec, Some(spec("v")));
+    assert_eq!(
+        answer.failed.len(),
+        1,
+        "what failed before it joined is not its own"
+    );
+}
+
+#[test]
+fn who_joins_a_fetch_late_has_its_sources_asked_once_more_and_no_more() {
+    let mut desk = desk(1, 1);
+    joined_late(&mut desk);
+    let (call, _) = desk.fetch();
+    desk.event(call, not_here());
+    let (call, _) = desk.fetch();
+    desk.event(call, failed("it is down"));
+    assert!(matches!(desk.error(2), GetError::NoBytes { .. }));
+    assert!(desk.asks_nobody());
+}
+
 #[test]
 fn names_that_are_read_together_go_out_as_one_request() {
     let mut desk = desk(1, 0);
