@@ -198,6 +198,11 @@ impl Checker {
         }
     }
 
+    /// The newest revision that anyone was told of.
+    pub fn newest(&self) -> Option<Place> {
+        self.newest.last().map(|step| step.place)
+    }
+
     /// How much was checked.
     pub fn finish(mut self) -> Report {
         self.report.unanswered = self.publishes.unanswered() as u64;

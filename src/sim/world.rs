@@ -221,11 +221,16 @@ impl World {
 
     fn close(mut self) -> Result<Outcome, Failure> {
         let copies = std::mem::take(&mut self.site.copies);
+        let machines = self.nodes.iter().filter_map(|node| node.machine.as_ref());
+        let quarantined = machines.filter(|machine| machine.rollback().is_some());
+        let quarantined = quarantined.count();
         let outcome = self.oracle.close(&self.plan, self.now)?;
         Ok(Outcome {
             bodies: copies.len() as u64,
             copies: copies.values().sum(),
             most_copies: copies.into_values().max().unwrap_or_default(),
+            refused: self.site.refuses,
+            quarantined,
             ..outcome
         })
     }

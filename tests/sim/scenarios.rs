@@ -29,6 +29,7 @@ pub(crate) const ALL: &[Scenario] = &[
     ("rich", rich),
     ("restore", restore),
     ("drift", drift),
+    ("lost syncs", lost_syncs),
 ];
 
 const fn ms(ms: u64) -> Duration {
@@ -275,6 +276,23 @@ fn keys(seed: u64) -> Plan {
         faults: Faults {
             coordinator: ms(1_500),
             full: ms(6_000),
+            ..Faults::default()
+        },
+        ..Plan::small(seed)
+    }
+}
+
+/// A disk that acknowledges syncs and loses them, and a power cut. Everybody hears all that is
+/// published, so that everybody can tell.
+fn lost_syncs(seed: u64) -> Plan {
+    Plan {
+        kind: "lost syncs",
+        workers: 4,
+        peers: true,
+        names: 3,
+        publish: (ms(20), ms(200)),
+        faults: Faults {
+            lost: Duration::from_secs(4),
             ..Faults::default()
         },
         ..Plan::small(seed)

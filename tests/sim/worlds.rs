@@ -149,6 +149,27 @@ fn small_worlds_keep_every_promise() {
     }
 }
 
+/// No store outlives a disk that lies. It is noticed at the start where the journal has a hole, and
+/// else by each worker that has seen what is lost: none follows the coordinator back.
+#[test]
+fn a_disk_that_loses_what_it_acknowledged_is_noticed() {
+    let kind = scenarios::ALL
+        .iter()
+        .find(|(name, _)| *name == "lost syncs");
+    let (_, scenario) = kind.expect("a kind of world");
+    let (mut refused, mut noticed) = (0, 0);
+    for seed in 1..=12 {
+        let plan = scenario(seed);
+        let outcome = run(&plan).unwrap_or_else(|failure| panic!("{failure}"));
+        refused += u32::from(outcome.refused);
+        noticed += u32::from(outcome.quarantined == plan.workers);
+        let some = (1..plan.workers).contains(&outcome.quarantined);
+        assert!(!some, "seed {seed}: all of them had seen it: {outcome:?}");
+    }
+    println!("{refused} refused, {noticed} noticed by every worker");
+    assert!(refused > 0 && noticed > 0, "{refused}, {noticed}");
+}
+
 #[test]
 fn a_seed_gives_the_same_steps_each_time() {
     let once = run(&Plan::random(3)).unwrap_or_else(|failure| panic!("{failure}"));

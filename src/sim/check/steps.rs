@@ -21,6 +21,11 @@ impl Steps {
         }
     }
 
+    /// The newest of all.
+    pub(super) fn last(&self) -> Option<Step> {
+        self.0.last().copied()
+    }
+
     /// The newest that had been seen strictly before `time`.
     pub(super) fn before(&self, time: Time) -> Option<Step> {
         let behind = self.0.partition_point(|step| step.seen.at < time);

@@ -29,6 +29,8 @@ pub(super) enum Fault {
     Restore,
     Backup,
     Compact,
+    /// A disk that acknowledges what it does not write.
+    Lost,
     /// Some are cut off from the coordinator alone.
     Apart,
 }
@@ -54,6 +56,7 @@ impl World {
             Fault::Restore => faults.restore,
             Fault::Backup => faults.restore / 3,
             Fault::Compact => faults.compact,
+            Fault::Lost => faults.lost,
             Fault::PowerCut | Fault::Apart => Duration::ZERO,
         }
     }
@@ -73,6 +76,7 @@ impl World {
             Fault::Restore,
             Fault::Backup,
             Fault::Compact,
+            Fault::Lost,
         ] {
             self.plan_fault(fault);
         }
@@ -147,7 +151,8 @@ impl World {
             Fault::Backup if self.site.serves() => self.back_up(),
             Fault::Apart => self.part(self.plan.apart, false),
             Fault::Compact => self.drive(crate::proto::coordinator::Input::Compact),
-            Fault::Fsync | Fault::Backup | Fault::PowerCut => {}
+            Fault::Lost if self.site.serves() && !self.site.lied => self.lose_syncs(),
+            Fault::Fsync | Fault::Backup | Fault::Lost | Fault::PowerCut => {}
         }
     }
 
@@ -159,9 +164,20 @@ impl World {
                 self.nodes[of].up.from = true;
             }
             Fault::Leave => self.node_dies(of),
+            Fault::Lost => self.site.disk.lie(false),
             Fault::Apart => self.part(of, true),
             _ => {}
         }
+    }
+
+    /// Syncs are lost from now on. Where some are done again before the power is cut, a hole stays.
+    fn lose_syncs(&mut self) {
+        self.site.lied = true;
+        self.site.disk.lie(true);
+        let until = self.random.span((ms(200), ms(3_000)));
+        self.later(until, Step::Mended(Fault::Lost, 0));
+        let cut = self.random.span((ms(200), ms(3_000)));
+        self.later(cut, Step::Fault(Fault::PowerCut));
     }
 
     /// Cuts the first workers off from the coordinator, or joins them to it again.
@@ -270,6 +286,10 @@ impl World {
             return;
         }
         self.audit_now();
+        if self.site.refuses || self.oracle.is_betrayed() {
+            // Until an operator restores a backup nothing more can be asked of anyone.
+            return;
+        }
         let Some(running) = &self.site.running else {
             return self
                 .oracle

@@ -334,6 +334,7 @@ impl World {
                 self.send(caller(None), Ask::Unwatch(call));
             }
             Output::Done { ticket, result } => self.read_done(worker, ticket, result),
+            Output::Misbehaved { .. } if self.oracle.is_betrayed() => {}
             Output::Misbehaved { hop, what } if hop.kind() == "coordinator" => {
                 let why = format!("w{worker} says that the coordinator lies: it {what}");
                 self.oracle.fail(self.now, why, format!("w{worker} "));

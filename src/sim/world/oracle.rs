@@ -1,6 +1,6 @@
 //! Judges what happens, and remembers what led to it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
 use super::plan::Plan;
@@ -8,7 +8,7 @@ use crate::answer::Target;
 use crate::catalog::CatalogId;
 use crate::proto::Time;
 use crate::sim::check::{Checker, Report};
-use crate::sim::history::{Event, Read};
+use crate::sim::history::{Ask, Event, Place, Read};
 
 /// Lines that are remembered.
 const LINES: usize = 200_000;
@@ -40,6 +40,10 @@ pub struct Outcome {
     pub copies: u64,
     /// and how often those that it gave most often.
     pub most_copies: u64,
+    /// Whether the coordinator did not start after its disk had lost what it acknowledged.
+    pub refused: bool,
+    /// Workers that believed no coordinator at the end.
+    pub quarantined: usize,
 }
 
 /// A world that did not.
@@ -107,6 +111,17 @@ pub(super) struct Oracle {
     failure: Option<(String, Time)>,
     /// What a line must contain to concern the failure.
     about: Vec<String>,
+    /// The newest that reads of what is current showed at each worker.
+    shown: BTreeMap<usize, Place>,
+    betrayed: Option<Betrayed>,
+}
+
+/// The coordinator came back without what its disk had acknowledged.
+struct Betrayed {
+    /// With this,
+    visible: Place,
+    /// and this had been seen.
+    newest: Place,
 }
 
 impl Oracle {
@@ -119,6 +134,8 @@ impl Oracle {
             lines,
             failure: None,
             about: Vec::new(),
+            shown: BTreeMap::new(),
+            betrayed: None,
         }
     }
 
@@ -159,6 +176,9 @@ impl Oracle {
             Target::Hash(hash) => hash.short(),
         };
         let at = read.responded;
+        if let Some(why) = self.goes_back(&read, at_worker) {
+            return self.fail(at, why, format!("w{at_worker} "));
+        }
         let Some(checker) = &mut self.checker else {
             return;
         };
@@ -166,6 +186,50 @@ impl Oracle {
             self.about.push(name);
             self.fail(at, violation.to_string(), format!("w{at_worker} "));
         }
+    }
+
+    /// The newest revision that anyone was told of.
+    pub(super) fn newest(&self) -> Option<Place> {
+        self.checker.as_ref().and_then(Checker::newest)
+    }
+
+    /// The coordinator came back with `visible`, which is older than what was seen: from here on no
+    /// promise can be kept but that no worker that has seen more follows it.
+    pub(super) fn betray(&mut self, at: Time, visible: Place) {
+        let Some(newest) = self.newest() else {
+            return;
+        };
+        self.note(at, 14, visible.rev.get(), || {
+            format!("coordinator came back at {visible} after {newest} had been seen")
+        });
+        self.betrayed = Some(Betrayed { visible, newest });
+        if let Some(checker) = self.checker.take() {
+            self.report = checker.finish();
+        }
+    }
+
+    pub(super) fn is_betrayed(&self) -> bool {
+        self.betrayed.is_some()
+    }
+
+    /// What is wrong with a read of what is current, once the coordinator has gone back: S6, and
+    /// a worker that has seen what is lost answers with the lost history or not at all.
+    fn goes_back(&mut self, read: &Read, worker: usize) -> Option<String> {
+        let crate::sim::history::Outcome::Answered { proof, .. } = &read.outcome else {
+            return None;
+        };
+        if matches!(read.ask, Ask::At(_) | Ask::Pinned(_)) {
+            return None;
+        }
+        let place = Place::from(proof.snapshot?);
+        let before = self.shown.insert(worker, place);
+        let (before, betrayed) = (before?, self.betrayed.as_ref()?);
+        self.shown.insert(worker, place.max(before));
+        let Betrayed { visible, newest } = betrayed;
+        let follows = before > *visible && place > *newest;
+        (place < before || follows).then(|| {
+            format!("S6: w{worker} showed {before}, the coordinator went back from {newest} to {visible}, and it shows {place}")
+        })
     }
 
     pub(super) fn fail(&mut self, at: Time, why: String, who: String) {
@@ -201,6 +265,8 @@ impl Oracle {
                 bodies: 0,
                 copies: 0,
                 most_copies: 0,
+                refused: false,
+                quarantined: 0,
             });
         };
         let concerns = |line: &&String| self.about.iter().any(|about| line.contains(about));

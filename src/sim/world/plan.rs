@@ -89,6 +89,9 @@ pub struct Faults {
     pub full: Duration,
     /// An fsync fails.
     pub fsync: Duration,
+    /// The disk acknowledges syncs and writes nothing, for a while before the power is cut. No store
+    /// outlives that: what is demanded then is that it is noticed. Never in random worlds.
+    pub lost: Duration,
     /// A blob of a worker rots.
     pub rot: Duration,
     /// A backup is restored.
@@ -204,6 +207,7 @@ impl Faults {
             wall: sometimes(50, secs(4)),
             full: sometimes(20, secs(10)),
             fsync: sometimes(15, secs(15)),
+            lost: Duration::ZERO,
             rot: sometimes(60, secs(1)),
             restore: sometimes(15, secs(20)),
             compact: sometimes(60, secs(4)),

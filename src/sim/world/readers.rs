@@ -256,6 +256,9 @@ impl World {
     }
 
     fn read_failed(&mut self, worker: usize, query: &Query, invoked: Time, error: &GetError) {
+        if self.site.refuses || self.oracle.is_betrayed() {
+            return;
+        }
         let patient = query.deadline > PATIENT;
         let settled = self.quiet && invoked > self.settled_at() && patient;
         let strict = matches!(query.freshness, Freshness::Strict | Freshness::Verified)

@@ -64,6 +64,10 @@ pub(super) struct Site {
     pub(super) backup: Option<Vec<u8>>,
     /// The newest epoch that was begun.
     epoch: Epoch,
+    /// Its disk has acknowledged what it did not write.
+    pub(super) lied: bool,
+    /// It found out when it was started, and does not start.
+    pub(super) refuses: bool,
     /// The next start is one after a restore.
     pub(super) restores: bool,
     /// Until then nobody can demand that a publish ends in time.
@@ -117,6 +121,8 @@ impl Site {
             longest: plan.lease,
             backup: None,
             epoch: Epoch::new(1),
+            lied: false,
+            refuses: false,
             restores: false,
             excused_until: Time::default(),
             pins: BTreeMap::new(),
@@ -171,6 +177,12 @@ impl World {
         }
         let (vault, ledger) = match self.site.open() {
             Ok(opened) => opened,
+            Err(why) if self.site.lied => {
+                self.site.refuses = true;
+                return self.oracle.note(self.now, 13, 0, || {
+                    format!("coordinator refuses to start: {why}")
+                });
+            }
             Err(why) => {
                 let why = format!("S4: the coordinator's journal does not open: {why}");
                 return self.oracle.fail(self.now, why, "coordinator ".into());
@@ -215,6 +227,9 @@ impl World {
         if newest < self.site.epoch {
             // The operator says so until it is done.
             return self.drive(Input::NewEpoch { unix_ms });
+        }
+        if self.site.lied && self.oracle.newest() > Some(visible) {
+            self.oracle.betray(now, visible);
         }
         if !first {
             let visible = Some(visible).filter(|_| view_is_current);

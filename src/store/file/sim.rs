@@ -32,6 +32,7 @@ struct State {
     ops: usize,
     power_off_after: Option<usize>,
     fail_next: Option<Op>,
+    lies: bool,
     capacity: Option<u64>,
     written: u64,
 }
@@ -68,6 +69,12 @@ impl SimDisk {
 
     pub(crate) fn fail_next(&self, op: Op) {
         self.state().fail_next = Some(op);
+    }
+
+    /// Whether a sync says that it has happened and writes nothing, now or later.
+    #[cfg(feature = "sim")]
+    pub(crate) fn lie(&self, lies: bool) {
+        self.state().lies = lies;
     }
 
     /// Nothing that was asked to fail does so any more.
@@ -340,10 +347,11 @@ impl DiskFile for SimFile {
         if state.is_off() {
             return begun;
         }
+        let lies = state.lies;
         let node = &mut state.nodes[self.node];
         match begun {
-            Ok(()) => node.sync(),
-            Err(_) => node.fail_sync(),
+            Ok(()) if !lies => node.sync(),
+            Ok(()) | Err(_) => node.fail_sync(),
         }
         begun
     }
