@@ -23,6 +23,7 @@
 
 mod beginning;
 mod heads;
+mod health;
 mod join;
 mod leaf;
 mod member;
@@ -45,6 +46,7 @@ use rand::rngs::StdRng;
 pub use self::beginning::{AskPause, Beginning, Busy};
 pub use self::heads::Pair;
 use self::heads::{Heads, Item, Items, Taken};
+use self::health::Health;
 pub use self::member::Member;
 use self::member::{Codec, Update, write_item, write_update};
 pub use self::remembered::Remembered;
@@ -276,6 +278,7 @@ pub struct Gossip {
     quotas: BTreeMap<NodeId, Bucket>,
     barred: BTreeSet<NodeId>,
     heads: Heads,
+    health: Health,
     timers: Timers,
     counters: Counters,
     probe: Duration,
@@ -339,6 +342,7 @@ impl Gossip {
             quotas: BTreeMap::new(),
             barred: BTreeSet::new(),
             heads: Heads::default(),
+            health: Health::default(),
             timers: Timers::default(),
             counters: Counters::default(),
             probe: MIN_PROBE,
@@ -386,6 +390,12 @@ impl Gossip {
     /// What was dropped so far.
     pub fn counters(&self) -> Counters {
         self.counters
+    }
+
+    /// What this node's waits are multiplied by: 1, or more, up to
+    /// [`MAX_STRETCH`](crate::proto::limit::MAX_STRETCH), while it is woken late.
+    pub fn stretch(&self) -> u32 {
+        self.health.stretch()
     }
 
     /// When [`Input::Tick`] is due.
@@ -463,7 +473,12 @@ impl Gossip {
             }
             Input::RoundTrip(rtt) => self.probe = (rtt * 3).clamp(MIN_PROBE, MAX_PROBE),
             Input::Barred(nodes) => self.bar(nodes, now, &mut out),
-            Input::Tick => self.tick(now, &mut out),
+            Input::Tick => {
+                if let Some(due) = self.timers.first() {
+                    self.health.woken(due, now);
+                }
+                self.tick(now, &mut out);
+            }
             Input::Leave => self.leave(now, &mut out),
         }
         out
@@ -513,13 +528,15 @@ impl Gossip {
                     self.sync_pause = (self.sync_pause * 2).min(SYNC_EVERY);
                 }
                 let pause = self.jittered(self.sync_pause);
+                let pause = self.health.stretched(pause);
                 self.timers.set(Chore::Sync, now + pause);
             }
             Chore::Heads => {
                 if let Some(to) = self.near_member() {
                     out.extend(self.told(to, 0));
                 }
-                self.timers.set(Chore::Heads, now + HEADS_EVERY);
+                let pause = self.health.stretched(HEADS_EVERY);
+                self.timers.set(Chore::Heads, now + pause);
             }
             Chore::Remember => out.push(self.remember()),
         }
@@ -544,7 +561,7 @@ impl Gossip {
             if to.id == self.own().id || self.barred.contains(&to.id) {
                 continue;
             }
-            out.push(self.routed(to, &packet, &mut free));
+            out.push(self.routed(to, &packet, &mut free, now));
         }
         while let Some((after, timer)) = runtime.to_schedule() {
             let after = self.stretched(&timer, after);
@@ -555,17 +572,22 @@ impl Gossip {
         }
     }
 
-    /// Foca's probe times are fixed when it is made; those here follow the round trips.
+    /// Foca's probe times are fixed when it is made; those here follow the round trips, and how
+    /// well this node is.
     fn stretched(&self, timer: &Timer<Member>, after: Duration) -> Duration {
-        match timer {
+        let wait = match timer {
+            // News have their time: among them is that this node is not dead. And the dead are
+            // forgotten after hours.
+            Timer::PeriodicGossip(_) | Timer::RemoveDown(_) => return after,
             Timer::SendIndirectProbe { .. } => self.probe,
             Timer::ProbeRandomMember(_) if self.probed_afresh => self.probe * 2 * AFRESH,
             Timer::ProbeRandomMember(_) => self.probe * 2,
             Timer::ChangeSuspectToDown { .. } => {
                 after.mul_f64(self.probe.as_secs_f64() / MIN_PROBE.as_secs_f64())
             }
-            _ => after,
-        }
+            Timer::PeriodicAnnounce(_) | Timer::PeriodicAnnounceDown(_) => after,
+        };
+        self.health.stretched(wait)
     }
 
     fn notice(&mut self, note: OwnedNotification<Member>, now: Time, out: &mut Vec<Output>) {

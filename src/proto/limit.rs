@@ -446,3 +446,16 @@ pub const MAX_GOSSIP_TIMERS: usize = 4 * MAX_MEMBERS;
 pub const MIN_PROBE: Duration = Duration::from_millis(500);
 /// and this long at most, however long the round trips are.
 pub const MAX_PROBE: Duration = Duration::from_secs(3);
+
+/// A node that is woken this much later than it asked for lacks processor time: no scheduler is as
+/// late as that otherwise, and every wait of the membership is several times as long.
+pub const LATE_WAKE: Duration = Duration::from_millis(100);
+/// The waits of such a node grow up to this many times what they are. One probe in half a minute,
+/// where each needs a handshake, is little work even for a node in two hundred on one core.
+pub const MAX_STRETCH: u32 = 8;
+/// They shrink by one step in this time at most, or those of a whole cluster would do so at once
+/// and begin the overload anew.
+pub const SHRINK_EVERY: Duration = Duration::from_secs(2);
+/// So many probes in a row without an answer count against a node that was woken late: of one, the
+/// other may have died.
+pub const ENOUGH_UNANSWERED: u32 = 2;

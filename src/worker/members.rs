@@ -24,7 +24,7 @@ use crate::identity::{NodeId, NodeUri};
 use crate::net::{Carrier, Channel, DialBack, Link, Wanted};
 use crate::proto::Time;
 use crate::proto::gossip::{
-    self, AskPause, Beginning, Busy, Counters, Gossip, Input, Member, Output, Remembered,
+    self, AskPause, Beginning, Busy, Gossip, Input, Member, Output, Remembered,
 };
 use crate::proto::limit::GOSSIP_DIAL_TIMEOUT;
 use crate::proto::worker::Input as ToWorker;
@@ -140,12 +140,6 @@ impl Members {
             .as_ref()
             .map(|Machine(machine)| machine.parts())
             .unwrap_or_default()
-    }
-
-    /// What was dropped.
-    pub(super) fn counters(&self) -> Option<Counters> {
-        let machine = self.machine();
-        machine.as_ref().map(|Machine(machine)| machine.counters())
     }
 
     /// Tells everyone that this node goes.
@@ -576,9 +570,14 @@ async fn own_addr(members: &Weak<Members>, port: u16) -> Option<SocketAddr> {
 
 impl Members {
     fn count(&self) {
-        let Some(counters) = self.counters() else {
-            return;
+        let (counters, stretch) = {
+            let machine = self.machine();
+            let Some(Machine(machine)) = machine.as_ref() else {
+                return;
+            };
+            (machine.counters(), machine.stretch())
         };
+        metrics::gauge!("larder_membership_health").set(f64::from(stretch));
         let all = [
             ("malformed", counters.malformed),
             ("forged", counters.forged),

@@ -31,6 +31,7 @@ impl Gossip {
         let doubled = FIRST_ANNOUNCE_BACKOFF * (1 << self.announced.min(16));
         self.announced = self.announced.saturating_add(1);
         let pause = self.jittered(doubled.min(MAX_ANNOUNCE_BACKOFF));
+        let pause = self.health.stretched(pause);
         self.timers.set(Chore::Announce, now + pause);
     }
 

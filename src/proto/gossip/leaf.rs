@@ -89,6 +89,7 @@ impl Gossip {
             }
         };
         let pause = self.jittered(pause);
+        let pause = self.health.stretched(pause);
         self.timers.set(Chore::Announce, now + pause);
     }
 

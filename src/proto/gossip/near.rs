@@ -13,6 +13,7 @@ use super::member::{read_header, write_header};
 use super::{Gossip, MEMBERSHIP, Member, Output};
 use crate::codec::{Reader, Writer};
 use crate::identity::NodeId;
+use crate::proto::Time;
 use crate::proto::limit::{ENOUGH_NEIGHBOURS, HEAD_FANOUT};
 
 impl Gossip {
@@ -56,6 +57,7 @@ impl Gossip {
         to: Member,
         packet: &[u8],
         free: &mut Option<Vec<Member>>,
+        now: Time,
     ) -> Output {
         let is_near = self.connected.contains(&to.id);
         let mut r = Reader::new(packet);
@@ -75,8 +77,9 @@ impl Gossip {
                 w.raw(&packet[packet.len() - r.remaining()..]);
             }
             header => {
-                if header.is_ok_and(|header| matches!(header.message, Message::Ping(_))) {
+                if let Ok(Message::Ping(number)) = header.map(|header| header.message) {
                     self.probed_afresh = !is_near;
+                    self.health.asked(to.id, number, now);
                 }
                 w.raw(packet);
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use foca::{AccumulatingRuntime, State};
+use foca::{AccumulatingRuntime, Message, State};
 
 use super::member::{Packet, Update, read_update};
 use super::{Gossip, HEADS, MEMBERSHIP, Output};
@@ -85,6 +85,14 @@ impl Gossip {
         if self.shown.len() < MAX_MEMBERS || self.shown.contains_key(&from) {
             let shown = self.shown.entry(from).or_default();
             *shown = source.generation.max(*shown);
+        }
+        match &packet.header.message {
+            Message::Ack(number) => self.health.answered(from, *number, now),
+            Message::ForwardedAck {
+                origin,
+                probe_number,
+            } => self.health.answered(origin.id, *probe_number, now),
+            _ => {}
         }
         let before = packet.updates.len();
         let updates = std::mem::take(&mut packet.updates);

@@ -1,5 +1,6 @@
 //! Machines that talk to each other without a network: what one sends the other has at once.
 
+mod health;
 mod near;
 
 use std::collections::VecDeque;
@@ -66,7 +67,11 @@ struct Net {
     /// Nodes that nothing reaches and that reach nobody.
     dead: BTreeSet<usize>,
     now: Time,
+    /// How late the first node is woken each time.
+    late: Duration,
     sent: u64,
+    /// Probes that the first node has sent.
+    probes: u64,
     log: Vec<String>,
     heads: Vec<(usize, u64)>,
     pairs: Vec<usize>,
@@ -81,7 +86,9 @@ impl Net {
                 .collect(),
             dead: BTreeSet::new(),
             now: Time::from_micros(1),
+            late: Duration::ZERO,
             sent: 0,
+            probes: 0,
             log: Vec::new(),
             heads: Vec::new(),
             pairs: Vec::new(),
@@ -116,6 +123,7 @@ impl Net {
             Output::Send { to, bytes } => {
                 self.sent += 1;
                 assert!(bytes.len() <= MAX_GOSSIP_PACKET);
+                self.probes += u64::from(from == 0 && is_probe(&bytes));
                 // Whoever is at a wrong address has another certificate.
                 let Some(n) = node(to.id).filter(|n| addr(*n) == to.addr) else {
                     return Vec::new();
@@ -198,9 +206,7 @@ impl Net {
         let end = self.now + time;
         loop {
             let awake = (0..self.nodes.len()).filter(|n| !self.dead.contains(n));
-            let wake = awake
-                .filter_map(|n| Some((self.nodes[n].next_wake()?, n)))
-                .min();
+            let wake = awake.filter_map(|n| Some((self.wake_of(n)?, n))).min();
             let Some((at, n)) = wake.filter(|(at, _)| *at <= end) else {
                 break;
             };
@@ -208,6 +214,11 @@ impl Net {
             self.input(n, Input::Tick);
         }
         self.now = end;
+    }
+
+    fn wake_of(&self, n: usize) -> Option<Time> {
+        let late = if n == 0 { self.late } else { Duration::ZERO };
+        Some(self.nodes[n].next_wake()? + late)
     }
 
     fn sees(&self, n: usize, other: usize) -> Option<u64> {
@@ -236,6 +247,14 @@ impl Net {
         let from = id(from);
         self.input(to, Input::Datagram { from, bytes });
     }
+}
+
+fn is_probe(bytes: &[u8]) -> bool {
+    let Some((&MEMBERSHIP, packet)) = bytes.split_first() else {
+        return false;
+    };
+    let packet = Packet::read(packet).expect("our own packet");
+    matches!(packet.header.message, Message::Ping(_))
 }
 
 fn items(of: &[Item]) -> Vec<u8> {

@@ -71,6 +71,11 @@ impl Timers {
         if self.foca.len() > MAX_GOSSIP_TIMERS {
             return Some(Time::default());
         }
+        self.first()
+    }
+
+    /// When the first of them is due, however many there are.
+    pub(super) fn first(&self) -> Option<Time> {
         let foca = self.foca.first_key_value().map(|((at, _), _)| *at);
         foca.into_iter().chain(self.chores.values().copied()).min()
     }
