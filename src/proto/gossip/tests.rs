@@ -123,7 +123,8 @@ impl Net {
             Output::Send { to, bytes } => {
                 self.sent += 1;
                 assert!(bytes.len() <= MAX_GOSSIP_PACKET);
-                self.probes += u64::from(from == 0 && is_probe(&bytes));
+                let is_probe = matches!(message(&bytes), Some(Message::Ping(_)));
+                self.probes += u64::from(from == 0 && is_probe);
                 // Whoever is at a wrong address has another certificate.
                 let Some(n) = node(to.id).filter(|n| addr(*n) == to.addr) else {
                     return Vec::new();
@@ -249,12 +250,13 @@ impl Net {
     }
 }
 
-fn is_probe(bytes: &[u8]) -> bool {
-    let Some((&MEMBERSHIP, packet)) = bytes.split_first() else {
-        return false;
+/// What kind of packet a datagram of the membership is.
+fn message(bytes: &[u8]) -> Option<Message<Member>> {
+    let (&MEMBERSHIP, packet) = bytes.split_first()? else {
+        return None;
     };
     let packet = Packet::read(packet).expect("our own packet");
-    matches!(packet.header.message, Message::Ping(_))
+    Some(packet.header.message)
 }
 
 fn items(of: &[Item]) -> Vec<u8> {
