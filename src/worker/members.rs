@@ -41,6 +41,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// time, and each time all of them are looked at.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 
+/// So much longer for each of them that it knows already: it is the first that reads wait for.
+const TELL_LATER: Duration = Duration::from_millis(10);
+
+/// Never less often than this.
+const MAX_TELL: Duration = Duration::from_secs(1);
+
 /// The membership of this worker.
 #[derive(Debug)]
 pub(super) struct Members {
@@ -214,16 +220,18 @@ impl Members {
         }
     }
 
-    /// Tells the engine who is there.
-    fn tell(&self) {
+    /// Tells the engine who is there, and says after how long it may be told again.
+    fn tell(&self) -> Duration {
         self.untold.store(false, Ordering::Release);
         let machine = self.machine();
         let neighbours = machine.as_ref().map(|Machine(machine)| neighbours(machine));
         drop(machine);
+        let known = neighbours.as_ref().map_or(0, Vec::len);
         if let (Some(neighbours), Some(engine)) = (neighbours, self.engine.upgrade()) {
             metrics::gauge!("larder_members").set(neighbours.len() as f64);
             engine.set_peers(neighbours);
         }
+        tell_pause(known)
     }
 
     fn carry_out(self: &Arc<Self>, output: Output) {
@@ -398,6 +406,12 @@ impl Carrier for Ear {
     }
 }
 
+/// How long the engine goes without a new list once it knows so many.
+fn tell_pause(known: usize) -> Duration {
+    let known = u32::try_from(known).unwrap_or(u32::MAX);
+    (TELL_EVERY + TELL_LATER.saturating_mul(known)).min(MAX_TELL)
+}
+
 fn neighbours(machine: &Gossip) -> Vec<Neighbour> {
     let members = machine.members();
     members
@@ -450,7 +464,7 @@ async fn live(members: Weak<Members>, addr: Option<SocketAddr>, port: u16) {
     reads_first(&members).await;
     let mut measured = clock::now();
     let mut told = None;
-    let mut told_members: Option<Time> = None;
+    let mut tell_at = clock::now();
     loop {
         let Some(members) = members.upgrade() else {
             return;
@@ -475,10 +489,8 @@ async fn live(members: Weak<Members>, addr: Option<SocketAddr>, port: u16) {
             members.count();
         }
         let untold = members.untold.load(Ordering::Acquire);
-        let tell_at = told_members.map_or(now, |told| told + TELL_EVERY);
         if untold && tell_at <= now {
-            told_members = Some(now);
-            members.tell();
+            tell_at = now + members.tell();
         }
         let wake = {
             let machine = members.machine();
@@ -593,5 +605,18 @@ impl Members {
         for (reason, count) in all {
             metrics::counter!("larder_gossip_dropped_total", "reason" => reason).absolute(count);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engine_is_told_less_often_the_more_members_it_knows() {
+        for (known, millis) in [(0, 100), (10, 200), (89, 990), (200, 1_000)] {
+            assert_eq!(tell_pause(known), Duration::from_millis(millis), "{known}");
+        }
+        assert_eq!(tell_pause(usize::MAX), MAX_TELL);
     }
 }
