@@ -622,6 +622,7 @@ impl Gossip {
             }
             OwnedNotification::Idle => {
                 self.joined = false;
+                self.health.alone();
                 self.timers.clear(Chore::Sync);
                 let pause = self.jittered(FIRST_ANNOUNCE_BACKOFF);
                 self.timers.set(Chore::Announce, now + pause);

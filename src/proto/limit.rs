@@ -453,8 +453,8 @@ pub const LATE_WAKE: Duration = Duration::from_millis(100);
 /// The waits of such a node grow up to this many times what they are. One probe in half a minute,
 /// where each needs a handshake, is little work even for a node in two hundred on one core.
 pub const MAX_STRETCH: u32 = 8;
-/// They shrink by one step in this time at most, or those of a whole cluster would do so at once
-/// and begin the overload anew.
+/// They shrink by one step in this time at most after an answer, and in as many times this as they
+/// are stretched after wakes in time: quicker, and a cluster that starves begins its overload anew.
 pub const SHRINK_EVERY: Duration = Duration::from_secs(2);
 /// So many probes in a row without an answer count against a node that was woken late: of one, the
 /// other may have died.

@@ -53,7 +53,10 @@ impl Health {
     pub(super) fn woken(&mut self, due: Time, now: Time) {
         match now.since(due) > LATE_WAKE {
             true => self.set(self.stretch * 2, now),
-            false => self.shrink(now),
+            // Of a node that nobody answers its clock says too little.
+            false if self.unanswered >= ENOUGH_UNANSWERED => {}
+            // An answer says more than a wake, and comes less often the longer the waits are.
+            false => self.shrink(SHRINK_EVERY * self.stretch, now),
         }
     }
 
@@ -72,12 +75,18 @@ impl Health {
         if self.asked == Some((node, number)) {
             self.asked = None;
             self.unanswered = 0;
-            self.shrink(now);
+            self.shrink(SHRINK_EVERY, now);
         }
     }
 
-    fn shrink(&mut self, now: Time) {
-        if self.stretch > 1 && now.since(self.changed) >= SHRINK_EVERY {
+    /// Nobody is left to probe.
+    pub(super) fn alone(&mut self) {
+        self.asked = None;
+        self.unanswered = 0;
+    }
+
+    fn shrink(&mut self, after: Duration, now: Time) {
+        if self.stretch > 1 && now.since(self.changed) >= after {
             self.set(self.stretch - 1, now);
         }
     }
@@ -130,8 +139,8 @@ mod tests {
         let mut now = START + TOO_LATE;
         for left in [7, 6, 5, 4, 3, 2, 1, 1] {
             // However often it is woken, there is one step in each stretch of time.
-            let next = now + SHRINK_EVERY;
             let before = health.stretch();
+            let next = now + SHRINK_EVERY * before;
             now = now + SHRINK_EVERY / 2;
             health.woken(now, now);
             assert_eq!(health.stretch(), before);
@@ -143,12 +152,20 @@ mod tests {
 
     #[test]
     fn probes_without_an_answer_count_against_a_node_that_was_woken_late_and_no_other() {
+        let now = START + TOO_LATE;
         for (times, stretch) in [(0, 1), (1, 4)] {
             let mut health = late(times);
             // One after the other, and of the last nothing is known yet.
             let sent = u8::try_from(ENOUGH_UNANSWERED).expect("few") + 2;
-            (0..sent).for_each(|number| health.asked(other(), number, START + TOO_LATE));
+            (0..sent).for_each(|number| health.asked(other(), number, now));
             assert_eq!(health.stretch(), stretch, "{times} late wakes");
+            // Only an answer, or nobody to ask, lets wakes count again.
+            let later = now + SHRINK_EVERY * stretch;
+            health.woken(later, later);
+            assert_eq!(health.stretch(), stretch);
+            health.alone();
+            health.woken(later, later);
+            assert_eq!(health.stretch(), (stretch - 1).max(1));
         }
     }
 

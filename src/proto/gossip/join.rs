@@ -146,6 +146,7 @@ impl Gossip {
         let result = self.foca.change_identity(next, &mut runtime);
         out.push(self.remember());
         self.joined = false;
+        self.health.alone();
         self.announced = 0;
         self.finish(result, runtime, now, out);
         self.announce(now, out);

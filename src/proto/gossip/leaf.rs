@@ -49,6 +49,7 @@ impl Gossip {
         }
         self.is_leaf = true;
         self.joined = false;
+        self.health.alone();
         self.announced = 0;
         self.timers.clear(Chore::Sync);
         self.timers.clear(Chore::Renew);

@@ -70,6 +70,32 @@ fn a_node_that_is_woken_late_holds_a_dead_one_for_alive_for_longer() {
 }
 
 #[test]
+fn a_node_that_was_woken_late_doubts_itself_until_somebody_answers_or_nobody_is_left() {
+    let stretches = |are_dead: bool| {
+        let mut net = found();
+        for n in 1..6 {
+            let (node, addr) = (id(n), addr(n));
+            net.input(0, Input::Connected { node, addr });
+        }
+        net.late = LATE;
+        net.run(Duration::from_secs(70));
+        net.late = Duration::ZERO;
+        if are_dead {
+            net.dead.extend(1..6);
+        }
+        net.run(Duration::from_secs(45));
+        let soon = net.nodes[0].stretch();
+        net.run(Duration::from_secs(600));
+        assert_eq!(net.nodes[0].members().count() == 0, are_dead);
+        (soon, net.nodes[0].stretch())
+    };
+    let ((answered, at_last), (unanswered, alone)) = (stretches(false), stretches(true));
+    assert!(answered <= 4, "{answered}");
+    assert_eq!(unanswered, MAX_STRETCH);
+    assert_eq!((at_last, alone), (1, 1));
+}
+
+#[test]
 fn what_a_node_that_is_woken_late_has_to_say_is_not_held_up() {
     let mut net = found();
     net.late = LATE;
