@@ -378,6 +378,7 @@ pub(crate) fn join(told: &Told) -> anyhow::Result<()> {
     if told.bare {
         return join_bare(told, server, &specs);
     }
+    warm_up()?;
     let mut workers = Vec::new();
     process::answer_with("workers", |line| {
         ensure!(line == "go" && workers.is_empty(), "an unknown question");
@@ -418,6 +419,15 @@ pub(crate) fn join(told: &Told) -> anyhow::Result<()> {
         }
         stopping.join_all().await;
     });
+    Ok(())
+}
+
+/// sled makes its statics when a process opens its first store, and whoever opens one meanwhile
+/// spins: fifty threads on one core would, which workers in processes of their own do not.
+fn warm_up() -> anyhow::Result<()> {
+    let db = sled::Config::new().temporary(true).open()?;
+    db.insert("key", "value")?;
+    db.get("key")?;
     Ok(())
 }
 
