@@ -55,7 +55,8 @@ pub struct Limits {
     /// How long a handshake, and then the first request, may take. Default
     /// [`limit::DIAL_TIMEOUT`].
     pub hello: Duration,
-    /// How long one dial may take, hello included. Default [`limit::DIAL_TIMEOUT`].
+    /// How long one dial may take, hello included; [`limit::ANSWERED_DIAL`] times as long once it
+    /// has been answered. Default [`limit::DIAL_TIMEOUT`].
     pub dial: Duration,
     /// The slowest pace of a request, and of a peer that reads an answer.
     pub floor: Floor,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::{Connection, SendStream, WriteError};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::channel::Channel;
 use super::endpoint::{Endpoint, Shared};
@@ -21,11 +21,12 @@ use super::exchange::{Exchange, Patience, Sent};
 use super::live::close;
 use super::pace::{Over, Sharers};
 use super::path::Path;
-use super::pulse::Pulse;
+use super::pulse::{Pulse, received};
 use super::session::Vouch;
 use super::transport::dialler_window;
 use crate::identity::{NodeId, NodeUri, Role};
 use crate::proto::code::{CloseCode, Code};
+use crate::proto::limit::ALIVE_EVERY;
 use crate::proto::wire::{Request, Welcome};
 use crate::trust::Credentials;
 
@@ -97,6 +98,8 @@ struct State {
 enum Dialled {
     /// Nobody has been reached.
     Not,
+    /// Somebody has answered, and the handshake goes on.
+    Answered,
     /// Requests may go out.
     Greeting(Greeting),
     /// It has ended.
@@ -242,7 +245,34 @@ impl Link {
         Ok(exchange)
     }
 
-    /// The same, and the stream stays open for what is to be [said](Further::say) later.
+    /// The same, and `alive` is called once in a while if a dial that this waits for has got on.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub async fn call_noting(
+        &self,
+        request: &Request,
+        patience: Patience,
+        alive: impl Fn(),
+    ) -> Result<Exchange, LinkError> {
+        let call = self.call(request, Bytes::new(), patience);
+        tokio::pin!(call);
+        let mut seen = 0;
+        loop {
+            match timeout(ALIVE_EVERY, &mut call).await {
+                Ok(result) => return result,
+                Err(_) => {
+                    let progress = self.progress();
+                    if std::mem::replace(&mut seen, progress) != progress {
+                        alive();
+                    }
+                }
+            }
+        }
+    }
+
+    /// The same as [`call`](Self::call), and the stream stays open for what is to be
+    /// [said](Further::say) later.
     ///
     /// # Errors
     /// As [`call`](Self::call).
@@ -314,14 +344,31 @@ impl Link {
             };
             sleep_until(again).await;
         };
-        let reached = dial.wait_for(|dialled| !matches!(dialled, Dialled::Not));
+        let reached = dial.wait_for(Dialled::is_over_or_greeting);
         let reached = reached.await.map(|dialled| dialled.clone());
         match reached {
             Ok(Dialled::Greeting(greeting)) => Ok(Way::Greeting(greeting, dial)),
             Ok(Dialled::Done(result)) => result.map(Way::Up),
             // The runtime stopped.
-            Ok(Dialled::Not) | Err(_) => Err(LinkError::ClosedHere),
+            Ok(Dialled::Not | Dialled::Answered) | Err(_) => Err(LinkError::ClosedHere),
         }
+    }
+
+    /// Grows as long as a dial gets on.
+    fn progress(&self) -> u64 {
+        let dial = self.0.state().running();
+        match dial.as_ref().map(|dial| dial.borrow().clone()) {
+            None | Some(Dialled::Not) => 0,
+            Some(Dialled::Answered) => 1,
+            Some(Dialled::Greeting(greeting)) => 2 + received(&greeting.connection),
+            Some(Dialled::Done(_)) => u64::MAX,
+        }
+    }
+}
+
+impl Dialled {
+    const fn is_over_or_greeting(&self) -> bool {
+        matches!(self, Self::Greeting(_) | Self::Done(_))
     }
 }
 

@@ -50,6 +50,6 @@ impl Pulse {
     }
 }
 
-fn received(connection: &Connection) -> u64 {
+pub(super) fn received(connection: &Connection) -> u64 {
     connection.stats().udp_rx.datagrams
 }

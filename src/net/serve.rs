@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use quinn::{Connection, Incoming, RecvStream, SendStream, WriteError};
@@ -17,7 +18,7 @@ use super::pace::{Over, Share, Sharers};
 use super::session::{SessionKey, session_key};
 use crate::identity::{NodeUri, Role};
 use crate::proto::code::{CloseCode, Code, Refusal};
-use crate::proto::limit::{MAX_FRAME_LEN, MAX_NAMES_PER_RESOLVE};
+use crate::proto::limit::{ANSWERED_DIAL, MAX_FRAME_LEN, MAX_NAMES_PER_RESOLVE};
 use crate::proto::role::{self, Kind};
 use crate::proto::wire::{
     FRAME_PREFIX_LEN, FrameError, HeadBytes, Hello, ProofBytes, Request, Response, Welcome,
@@ -230,7 +231,7 @@ async fn connection<S: Service>(
     permit: OwnedSemaphorePermit,
 ) {
     let addr = incoming.remote_address();
-    let connection = match timeout(shared.options.limits.hello, incoming).await {
+    let connection = match timeout(patience(&shared), incoming).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => {
             tracing::info!(%addr, %error, "handshake failed");
@@ -268,7 +269,7 @@ async fn serve_connection<S: Service>(
     // Requests may come together with it. QUIC keeps their streams, in order and no more of them
     // than it would later; they are accepted when the hello has been answered, or never.
     let hello = hello(shared, &**service, connection);
-    match timeout(shared.options.limits.hello, hello).await {
+    match timeout(patience(shared), hello).await {
         Ok(Ok(agent)) => {
             let addr = connection.remote_address();
             tracing::debug!(%uri, %addr, agent, "connected");
@@ -313,6 +314,11 @@ async fn serve_connection<S: Service>(
     }
 }
 
+/// What a dialler may take for its handshake, and for its hello: it waits as long for this side.
+fn patience(shared: &Shared) -> Duration {
+    shared.options.limits.hello * ANSWERED_DIAL
+}
+
 /// The first stream carried something else, or nothing.
 struct NoHello;
 
@@ -323,7 +329,7 @@ async fn hello<S: Service>(
 ) -> Result<String, NoHello> {
     let (mut send, mut recv) = connection.accept_bi().await.map_err(|_| NoHello)?;
     let limits = &shared.options.limits;
-    let first_byte = Instant::now() + limits.hello;
+    let first_byte = Instant::now() + patience(shared);
     let share = Sharers::new().join(limits.floor);
     let (tag, header) = read_frame(&mut recv, MAX_SMALL_HEADER_LEN, first_byte, &share)
         .await

@@ -37,6 +37,10 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 /// hop is tried.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// So many times as long it may take once the other side has answered anything: it is busy, or far
+/// away, and to begin anew would be more of what it is busy with.
+pub const ANSWERED_DIAL: u32 = 3;
+
 /// How long the coordinator may take to answer a resolve before the next address is asked: three
 /// retransmissions at 300 ms. Where there is no other one, the question is given up after so long
 /// a silence: while packets come, the answer is waited for as long as a reader is.

@@ -137,8 +137,8 @@ impl CoordinatorLink {
         };
         let names = request.names.len();
         let request = Request::Resolve(request);
-        let mut exchange = self.link.call(&request, Bytes::new(), patience).await?;
         let alive = || sink(Event::Alive);
+        let mut exchange = self.link.call_noting(&request, patience, alive).await?;
         match self.next_noting(&mut exchange, alive).await? {
             Response::Resolved(opening) => sink(Event::Opening(opening)),
             _ => return Err(Trouble::Order),

@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use quinn::{Connection, WriteError};
+use quinn::{Connecting, Connection, WriteError};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::{Dialled, Greeting, Inner, MAX_ADDRS, Up};
 use crate::net::channel::{Channel, carry};
@@ -16,7 +17,7 @@ use crate::net::live::{Vouched, close};
 use crate::net::pace::Sharers;
 use crate::net::session::session_key;
 use crate::proto::code::CloseCode;
-use crate::proto::limit::MAX_FRAME_LEN;
+use crate::proto::limit::{ANSWERED_DIAL, MAX_FRAME_LEN};
 use crate::proto::wire::{Hello, Request, Response, Welcome, decode_answer};
 use crate::trust::{Credentials, Usage};
 
@@ -27,9 +28,9 @@ impl Inner {
     pub(super) async fn dial(self: Arc<Self>, done: watch::Sender<Dialled>) {
         let within = self.endpoint.options.limits.dial;
         let deadline = Instant::now() + within;
-        let result = match timeout_at(deadline, self.dial_any(deadline, &done)).await {
+        let result = match timeout(within * ANSWERED_DIAL, self.dial_any(deadline, &done)).await {
             Ok(result) => result,
-            Err(_) => Err(self.unreachable(DialFailure::Timeout(within))),
+            Err(_) => Err(self.unreachable(DialFailure::Timeout(within * ANSWERED_DIAL))),
         };
         let word = result.as_ref().map_or_else(LinkError::kind, |_| "up");
         metrics::counter!("larder_dials_total", "result" => word).increment(1);
@@ -51,10 +52,9 @@ impl Inner {
         for (tried, &addr) in addrs.iter().enumerate() {
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(addrs.len() - tried).unwrap_or(1);
-            last = match timeout(share, self.dial_one(addr, done)).await {
-                Ok(Ok(up)) => return Ok(Arc::new(up)),
-                Ok(Err(error)) => error,
-                Err(_) => self.unreachable(DialFailure::Timeout(share)),
+            last = match self.dial_one(addr, share, done).await {
+                Ok(up) => return Ok(Arc::new(up)),
+                Err(error) => error,
             };
         }
         Err(last)
@@ -73,18 +73,38 @@ impl Inner {
         Ok(addrs.take(MAX_ADDRS).collect())
     }
 
+    /// Waits for `within` for any answer.
     async fn dial_one(
         &self,
         addr: SocketAddr,
+        within: Duration,
         done: &watch::Sender<Dialled>,
     ) -> Result<Up, LinkError> {
         let client = self.endpoint.client.clone();
         let own = self.endpoint.identity.current();
         let connecting = self.endpoint.quinn.connect_with(client, addr, SERVER_NAME);
-        let connecting = connecting.map_err(|error| match error {
+        let mut connecting = connecting.map_err(|error| match error {
             quinn::ConnectError::EndpointStopping => LinkError::ClosedHere,
             error => self.unreachable(DialFailure::Address(error.to_string())),
         })?;
+        match timeout(within, connecting.handshake_data()).await {
+            Ok(Ok(_)) => done.send_replace(Dialled::Answered),
+            Ok(Err(error)) => return Err(self.not_connected(error)),
+            Err(_) => return Err(self.unreachable(DialFailure::Timeout(within))),
+        };
+        match timeout(within * ANSWERED_DIAL, self.greet(connecting, own, done)).await {
+            Ok(result) => result,
+            Err(_) => Err(self.unreachable(DialFailure::Timeout(within * ANSWERED_DIAL))),
+        }
+    }
+
+    /// The rest of a handshake, and the hello.
+    async fn greet(
+        &self,
+        connecting: Connecting,
+        own: Arc<Credentials>,
+        done: &watch::Sender<Dialled>,
+    ) -> Result<Up, LinkError> {
         let connection = connecting
             .await
             .map_err(|error| self.not_connected(error))?;
@@ -130,12 +150,13 @@ impl Inner {
             sharers: sharers.clone(),
         }));
         let limits = &shared.options.limits;
-        let first_byte = Instant::now() + limits.dial;
+        let patience = limits.dial * ANSWERED_DIAL;
+        let first_byte = Instant::now() + patience;
         let share = sharers.join(limits.floor);
         let frame = read_frame(&mut recv, MAX_FRAME_LEN as usize, first_byte, &share).await;
         let (tag, header) = frame.map_err(|fail| match fail {
             ReadFail::Gone(quinn::ReadError::ConnectionLost(error)) => self.not_connected(error),
-            fail => fail.or_silent(limits.dial),
+            fail => fail.or_silent(patience),
         })?;
         peek_end(&mut recv);
         match decode_answer(tag, &header)? {
