@@ -402,9 +402,13 @@ pub const MEMBERS_PER_PART: usize = 512;
 pub const ENOUGH_NEIGHBOURS: usize = 4;
 
 /// A worker that is busy with reads when it starts looks for others after this at the latest,
-pub const MAX_READS_FIRST: Duration = Duration::from_secs(15);
+pub const MAX_READS_FIRST: Duration = Duration::from_secs(30);
 /// or after this where no coordinator is connected.
 pub const MAX_DIAL_FIRST: Duration = Duration::from_secs(1);
+
+/// A worker that has neither given others bytes nor taken any from them for so long is done with what
+/// those who start together have to do. Where few do, the coordinator gives all the bytes.
+pub const EXCHANGE_OVER: Duration = Duration::from_secs(10);
 
 /// While a node does not know where it is reached, and while no seed answers, it asks again after
 /// this, doubled up to [`MAX_ASK`].

@@ -538,7 +538,7 @@ async fn reads_first(members: &Weak<Members>) {
         };
         let links = engine.coordinator_links();
         let busy = Busy {
-            is_reading: engine.machine().is_reading(),
+            is_reading: engine.machine().is_reading() || engine.traffic().flows(clock::now()),
             has_coordinator: links.iter().any(|link| link.link().rtt().is_some()),
         };
         if members.look(busy) {

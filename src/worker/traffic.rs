@@ -1,10 +1,13 @@
 //! How many bytes of definitions went to which node, and came from which.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::clock;
 use crate::identity::NodeId;
-use crate::proto::limit::MAX_MEMBERS;
+use crate::proto::Time;
+use crate::proto::limit::{EXCHANGE_OVER, MAX_MEMBERS};
 
 /// Bytes of bodies, headers and whatever was sent again not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,17 +21,31 @@ pub(super) struct Bytes {
 /// See the [module](self). Of more than [`MAX_MEMBERS`] nodes the one with which the least was
 /// exchanged is forgotten.
 #[derive(Debug, Default)]
-pub(super) struct Traffic(Mutex<BTreeMap<NodeId, Bytes>>);
+pub(super) struct Traffic {
+    nodes: Mutex<BTreeMap<NodeId, Bytes>>,
+    /// When bytes went to or came from a node last, microseconds; 0: never.
+    last: AtomicU64,
+}
 
 impl Traffic {
+    /// Whether bytes went to other workers, or came from them, a moment ago.
+    pub(super) fn flows(&self, now: Time) -> bool {
+        let last = Time::from_micros(self.last.load(Ordering::Relaxed));
+        last > Time::default() && now.since(last) < EXCHANGE_OVER
+    }
+
     pub(super) fn gave(&self, node: NodeId, len: u64) {
         metrics::counter!("larder_blob_bytes_given_total").increment(len);
-        self.count(node, |bytes| bytes.given = bytes.given.saturating_add(len));
+        self.count(node, clock::now(), |bytes| {
+            bytes.given = bytes.given.saturating_add(len)
+        });
     }
 
     pub(super) fn took(&self, node: NodeId, len: u64) {
         metrics::counter!("larder_blob_bytes_taken_total").increment(len);
-        self.count(node, |bytes| bytes.taken = bytes.taken.saturating_add(len));
+        self.count(node, clock::now(), |bytes| {
+            bytes.taken = bytes.taken.saturating_add(len)
+        });
     }
 
     /// Each node that has been counted.
@@ -36,7 +53,8 @@ impl Traffic {
         self.lock().clone()
     }
 
-    fn count(&self, node: NodeId, change: impl FnOnce(&mut Bytes)) {
+    fn count(&self, node: NodeId, now: Time, change: impl FnOnce(&mut Bytes)) {
+        self.last.fetch_max(now.as_micros(), Ordering::Relaxed);
         let mut nodes = self.lock();
         if nodes.len() >= MAX_MEMBERS && !nodes.contains_key(&node) {
             let least = nodes
@@ -51,7 +69,7 @@ impl Traffic {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Bytes>> {
         // It only counts: a panic elsewhere leaves it usable.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -62,12 +80,15 @@ mod tests {
     #[test]
     fn what_goes_and_comes_is_counted_for_each_node_and_the_least_is_forgotten() {
         let traffic = Traffic::default();
+        assert!(!traffic.flows(clock::now()));
         let node = |n: usize| NodeId::of_addr(&n.to_string());
         for n in 0..MAX_MEMBERS {
             traffic.gave(node(n), 10);
             traffic.took(node(n), if n == 7 { 1 } else { 2 });
         }
         traffic.gave(node(0), 5);
+        assert!(traffic.flows(clock::now()));
+        assert!(!traffic.flows(clock::now() + EXCHANGE_OVER));
         let first = Bytes {
             given: 15,
             taken: 2,

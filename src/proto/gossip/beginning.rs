@@ -22,7 +22,7 @@ pub struct Beginning {
 /// What keeps a worker from looking for others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Busy {
-    /// Reads wait for an answer of others.
+    /// Reads wait for an answer of others, or others take bytes from this worker.
     pub is_reading: bool,
     /// A coordinator is connected.
     pub has_coordinator: bool,
