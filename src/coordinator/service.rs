@@ -6,13 +6,14 @@ use super::Node;
 use crate::catalog::SessionClaim;
 use crate::identity::Role;
 use crate::net::{Gone, Peer, Reply, Service, SessionKey};
-use crate::proto::code::{Code, Refusal};
+use crate::proto::code::{Code, Refusal, WireRefusal};
 use crate::proto::coordinator::Input;
-use crate::proto::limit::RECORDS_PER_PART;
+use crate::proto::limit::{MAX_SHARED_BODY, RECORDS_PER_PART};
 use crate::proto::replica;
 use crate::proto::wire::{
-    Blob, GetBlob, GetCatalog, HeadBytes, Holders, Leave, Meet, Met, Missing, Outcome, Peering,
-    ProofBytes, PutBlob, Request, Resolve, Response, Status, Watch,
+    Blob, BlobOf, GetBlob, GetBlobs, GetCatalog, HeadBytes, Holders, HoldersOf, Leave, Meet, Met,
+    Missing, NoBlobOf, Outcome, Peering, ProofBytes, PutBlob, Request, Resolve, Response, Status,
+    Watch, WireVersion,
 };
 use crate::spec::{Spec, SpecHash, Syntax};
 
@@ -77,6 +78,7 @@ impl Serving {
         let response = match request {
             Request::Resolve(resolve) => return self.resolve(&peer, resolve, reply).await,
             Request::GetBlob(get) => return self.give(&peer, get, reply).await,
+            Request::GetBlobs(get) => return self.give_several(&peer, get, reply).await,
             Request::List(list) => Response::Listing(engine.list(list).await?),
             Request::GetLog(get) => Response::Log(engine.log(get).await?),
             Request::Have(have) => Response::Missing(Missing {
@@ -141,8 +143,11 @@ impl Serving {
         for (asked, version) in resolve.names.iter().zip(versions) {
             let content = version.map(|version| version.content);
             let hash = content.and_then(|content| content.hash());
-            let version = version.map(Into::into);
+            let version: Option<WireVersion> = version.map(Into::into);
             let wanted = hash.filter(|_| asked.body && asked.if_hash != hash);
+            // Those behind it would wait for it; it is asked for on a stream of its own.
+            let holds_up = version.is_some_and(|version| version.len > MAX_SHARED_BODY);
+            let wanted = wanted.filter(|_| resolve.names.len() == 1 || !holds_up);
             let ask = match wanted.filter(|_| resolve.peering > Peering::Alone) {
                 Some(hash) => self.0.point(peer, hash),
                 None => Vec::new(),
@@ -215,13 +220,50 @@ impl Serving {
                 return Ok(reply.send(&Response::Holders(Holders { ask })).await?);
             }
         }
-        let Some(spec) = self.0.catalog()?.body(get.hash, None).await? else {
-            return Err(Refusal::new(Code::NotFound, "no such blob here").into());
-        };
-        let len = spec.len();
-        metrics::counter!("larder_body_bytes_sent_total").increment(len);
-        let blob = Response::Blob(Blob { len });
+        let spec = self.body(get.hash).await?;
+        let blob = Response::Blob(Blob { len: spec.len() });
         Ok(reply.send_with_body(&blob, spec.into_bytes()).await?)
+    }
+
+    async fn give_several(
+        &self,
+        peer: &Peer,
+        get: GetBlobs,
+        reply: &mut Reply,
+    ) -> Result<(), Trouble> {
+        get.check()?;
+        for (index, hash) in (0..).zip(get.hashes) {
+            let ask = match get.force {
+                true => Vec::new(),
+                false => self.0.point(peer, hash),
+            };
+            if !ask.is_empty() {
+                let holders = HoldersOf { index, ask };
+                reply.send(&Response::HoldersOf(holders)).await?;
+                continue;
+            }
+            match self.body(hash).await {
+                Ok(spec) => {
+                    let len = spec.len();
+                    let blob = Response::BlobOf(BlobOf { index, len });
+                    reply.send_with_body(&blob, spec.into_bytes()).await?;
+                }
+                Err(refusal) => {
+                    let refusal = WireRefusal::from(&refusal);
+                    let none = NoBlobOf { index, refusal };
+                    reply.send(&Response::NoBlobOf(none)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A body that is about to go out.
+    async fn body(&self, hash: SpecHash) -> Result<Spec, Refusal> {
+        let spec = self.0.catalog()?.body(hash, None).await?;
+        let spec = spec.ok_or_else(|| Refusal::new(Code::NotFound, "no such blob here"))?;
+        metrics::counter!("larder_body_bytes_sent_total").increment(spec.len());
+        Ok(spec)
     }
 
     /// A publisher has checked the YAML, or has been told not to; text it must be all the same.
@@ -239,7 +281,7 @@ impl Serving {
     }
 }
 
-fn version_len(version: &Option<crate::proto::wire::WireVersion>) -> Option<u64> {
+fn version_len(version: &Option<WireVersion>) -> Option<u64> {
     version.map(|version| version.len)
 }
 

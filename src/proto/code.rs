@@ -161,8 +161,8 @@ impl std::error::Error for Refusal {}
 
 /// How a [`Refusal`] travels. An unknown code from a newer node becomes `Internal`, its number
 /// kept in the message.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct WireRefusal {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireRefusal {
     code: u16,
     message: String,
     rev: Option<u64>,

@@ -10,6 +10,13 @@ pub const MAX_FRAME_LEN: u32 = 17 << 20;
 /// refused.
 pub const MAX_NAMES_PER_RESOLVE: usize = 1_024;
 
+/// Bodies in one [`GetBlobs`](super::wire::GetBlobs). More is refused.
+pub const MAX_BLOBS_PER_REQUEST: usize = 64;
+
+/// A body that is longer shares its stream with no other, so that none waits behind it: it is left
+/// out of an answer about several names, and asked for by itself.
+pub const MAX_SHARED_BODY: u64 = 64 << 10;
+
 /// Records in one [`Listing`](super::wire::Listing) or entries in one
 /// [`Log`](super::wire::Log). The rest is in the next page.
 pub const MAX_PAGE: usize = 10_000;
@@ -114,9 +121,17 @@ pub const MAX_ASKERS: usize = 65_536;
 /// A worker that was pointed at others gives them this long at least before it asks the coordinator
 /// after all, unless all of them have failed before; or twice what the coordinator has taken to point
 /// it there, if that is more,
-pub const POINTED_PATIENCE: Duration = Duration::from_secs(2);
+pub const POINTED_PATIENCE: Duration = Duration::from_secs(3);
 /// and this long at most.
 pub const MAX_POINTED_PATIENCE: Duration = Duration::from_secs(8);
+
+/// If one of them says that it waits for the bytes itself, it has this long: all who wait above it
+/// in the tree have come to an end of their patience by then, and asked the coordinator.
+pub const HELD_PATIENCE: Duration = MAX_POINTED_PATIENCE;
+
+/// A worker that was pointed at others asks the second one after this: as a tree passes a body on,
+/// most have to wait for it themselves, and each further question costs a connection.
+pub const POINTED_HEDGE: Duration = Duration::from_secs(1);
 
 /// How long a worker holds a question for a body that is on its way to it.
 pub const MAX_HOLD: Duration = MAX_POINTED_PATIENCE;

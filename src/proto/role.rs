@@ -13,6 +13,8 @@ pub enum Kind {
     Resolve,
     /// A hash to its body.
     GetBlob,
+    /// Several hashes to their bodies.
+    GetBlobs,
     /// Records by prefix.
     List,
     /// History.
@@ -53,10 +55,11 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Hello,
         Self::Resolve,
         Self::GetBlob,
+        Self::GetBlobs,
         Self::List,
         Self::GetLog,
         Self::GetStatus,
@@ -83,6 +86,7 @@ impl Kind {
             Self::Hello => "hello",
             Self::Resolve => "resolve",
             Self::GetBlob => "get-blob",
+            Self::GetBlobs => "get-blobs",
             Self::List => "list",
             Self::GetLog => "get-log",
             Self::GetStatus => "get-status",
@@ -112,6 +116,7 @@ impl Request {
             Self::Hello(_) => Kind::Hello,
             Self::Resolve(_) => Kind::Resolve,
             Self::GetBlob(_) => Kind::GetBlob,
+            Self::GetBlobs(_) => Kind::GetBlobs,
             Self::List(_) => Kind::List,
             Self::GetLog(_) => Kind::GetLog,
             Self::GetStatus => Kind::GetStatus,
@@ -149,6 +154,7 @@ pub const fn allowed(kind: Kind, asker: Role, asked: Role) -> bool {
         Kind::Hello
         | Kind::Resolve
         | Kind::GetBlob
+        | Kind::GetBlobs
         | Kind::List
         | Kind::GetLog
         | Kind::GetStatus
@@ -198,15 +204,18 @@ mod tests {
     #[test]
     fn the_whole_table() {
         use Kind::{
-            GetBlob, GetCatalog, GetDelta, GetLog, GetMembers, GetPins, GetStatus, Have, Hello,
-            Leave, List, Meet, Pin, PrepAck, Publish, PutBlob, Relay, Renew, Resolve, Unpin, Watch,
+            GetBlob, GetBlobs, GetCatalog, GetDelta, GetLog, GetMembers, GetPins, GetStatus, Have,
+            Hello, Leave, List, Meet, Pin, PrepAck, Publish, PutBlob, Relay, Renew, Resolve, Unpin,
+            Watch,
         };
         use Role::{Coordinator, Publisher, Reader, Worker};
         let all = [Coordinator, Worker, Publisher, Reader];
         // Who may ask a worker, and who may ask any other node.
         let table: [(&[Kind], &[Role], &[Role]); 6] = [
             (
-                &[Hello, Resolve, GetBlob, List, GetLog, GetStatus, GetPins],
+                &[
+                    Hello, Resolve, GetBlob, GetBlobs, List, GetLog, GetStatus, GetPins,
+                ],
                 &all,
                 &all,
             ),

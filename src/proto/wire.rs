@@ -28,8 +28,8 @@ pub use self::publish::{
     Waited,
 };
 pub use self::read::{
-    Blob, GetBlob, GetLog, Holder, Holders, List, Listing, Log, LogEntry, Outcome, Peering,
-    Resolve, ResolveName, Resolved, Status, WireVersion,
+    Blob, BlobOf, GetBlob, GetBlobs, GetLog, Holder, Holders, HoldersOf, List, Listing, Log,
+    LogEntry, NoBlobOf, Outcome, Peering, Resolve, ResolveName, Resolved, Status, WireVersion,
 };
 use crate::catalog::SignedHead;
 use crate::proto::code::{Refusal, WireRefusal};
@@ -88,6 +88,11 @@ mod tag {
     pub(super) const RELAY: u8 = 43;
     pub(super) const RELAYING: u8 = 44;
     pub(super) const HOLDERS: u8 = 45;
+    pub(super) const GET_BLOBS: u8 = 46;
+    pub(super) const BLOB_OF: u8 = 47;
+    pub(super) const NO_BLOB_OF: u8 = 48;
+    pub(super) const HOLDERS_OF: u8 = 49;
+    pub(super) const HOLDING: u8 = 50;
     pub(super) const REFUSAL: u8 = 255;
 }
 
@@ -230,6 +235,8 @@ pub enum Request {
     GetMembers(GetMembers),
     /// See [`Relay`]; the stream stays open.
     Relay(Relay),
+    /// See [`GetBlobs`].
+    GetBlobs(GetBlobs),
 }
 
 impl Request {
@@ -260,6 +267,7 @@ impl Request {
             Self::Meet(payload) => frame(tag::MEET, payload),
             Self::GetMembers(payload) => frame(tag::GET_MEMBERS, payload),
             Self::Relay(payload) => frame(tag::RELAY, payload),
+            Self::GetBlobs(payload) => frame(tag::GET_BLOBS, payload),
         }
     }
 
@@ -291,6 +299,7 @@ impl Request {
             tag::MEET => decode(header).map(Self::Meet),
             tag::GET_MEMBERS => decode(header).map(Self::GetMembers),
             tag::RELAY => decode(header).map(Self::Relay),
+            tag::GET_BLOBS => decode(header).map(Self::GetBlobs),
             other => Err(FrameError::Tag(other)),
         }
     }
@@ -355,6 +364,14 @@ messages! {
         Relaying(Relaying) = RELAYING,
         /// See [`Holders`].
         Holders(Holders) = HOLDERS,
+        /// See [`BlobOf`]; a body follows.
+        BlobOf(BlobOf) = BLOB_OF,
+        /// See [`NoBlobOf`].
+        NoBlobOf(NoBlobOf) = NO_BLOB_OF,
+        /// See [`HoldersOf`].
+        HoldersOf(HoldersOf) = HOLDERS_OF,
+        /// What a [`GetBlobs`] has not been answered of is on its way here, and is waited for.
+        Holding(()) = HOLDING,
     }
 }
 
@@ -363,6 +380,7 @@ impl Response {
     pub fn body_len(&self) -> u64 {
         match self {
             Self::Blob(blob) => blob.len,
+            Self::BlobOf(blob) => blob.len,
             Self::Outcome(Outcome {
                 version: Some(version),
                 body: true,

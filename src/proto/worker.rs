@@ -234,6 +234,8 @@ pub enum Event {
     },
     /// Others have what a fetch asked for, or are about to.
     Pointed(Vec<Neighbour>),
+    /// A peer that a fetch asked is there, and waits for the bytes itself.
+    Held,
     /// A whole body, unverified: of the outcome before, or of a fetch.
     Body(Bytes),
     /// The coordinator will tell what is about to change.
@@ -462,6 +464,8 @@ pub struct Worker {
     next_call: u64,
     /// Other workers that wait for bytes that are on their way here.
     guests: BTreeMap<Ticket, Guest>,
+    /// A fetch has ended in this turn, so that some of them may wait for nothing.
+    fetch_ended: bool,
     /// Who waits for a blob to be looked for on disk.
     loading: BTreeMap<SpecHash, Vec<LoadFor>>,
     /// Flights that are ready to be sent, gathered within one turn and the look at the disk that
@@ -606,6 +610,7 @@ impl Worker {
             calls: BTreeMap::new(),
             next_call: 0,
             guests: BTreeMap::new(),
+            fetch_ended: false,
             loading: BTreeMap::new(),
             ready: Vec::new(),
             timers: renewal.map(|at| (at, Timer::Renew)).into_iter().collect(),
@@ -615,6 +620,7 @@ impl Worker {
 
     /// Takes one input and returns what must be done, in order.
     pub fn handle(&mut self, input: Input, now: Time) -> Vec<Output> {
+        let had_flights = !self.flights.is_empty();
         match input {
             Input::Get { reads } => {
                 for (ticket, query) in reads {
@@ -654,7 +660,10 @@ impl Worker {
         {
             self.send_ready(now);
         }
-        self.refuse_guests();
+        let no_flights = had_flights && self.flights.is_empty();
+        if std::mem::take(&mut self.fetch_ended) || no_flights {
+            self.refuse_guests();
+        }
         std::mem::take(&mut self.out)
     }
 

@@ -12,11 +12,11 @@ use crate::proto::limit::{
     FIRST_BYTE_MIN, HOLDERS_NAMED, MAX_HOLD, MAX_LATE, MAX_NAMES_PER_RESOLVE,
 };
 use crate::proto::wire::{
-    CatalogDiff, GetBlob, GetCatalog, GetDelta, Holder, Holders, Outcome, PrepAck, Renew, Request,
-    Resolve, Response, SessionId, Watch,
+    CatalogDiff, GetCatalog, GetDelta, Holder, Outcome, PrepAck, Renew, Request, Resolve, Response,
+    SessionId, Watch,
 };
-use crate::proto::worker::{Event, Neighbour};
-use crate::spec::{MAX_SPEC_LEN, SpecHash};
+use crate::proto::worker::{Event, Neighbour, Source};
+use crate::spec::MAX_SPEC_LEN;
 
 /// An address of the coordinator: a link over which a pinned head key is proven.
 #[derive(Debug)]
@@ -335,7 +335,7 @@ pub(super) async fn peers_catalog(link: &Link, get: GetCatalog) -> Event {
 }
 
 /// Workers that the coordinator named, as many as are asked.
-fn neighbours(holders: Vec<Holder>) -> Vec<Neighbour> {
+pub(super) fn neighbours(holders: Vec<Holder>) -> Vec<Neighbour> {
     let holders = holders.into_iter().take(HOLDERS_NAMED);
     let neighbour = |holder: Holder| Neighbour {
         id: holder.node,
@@ -344,59 +344,27 @@ fn neighbours(holders: Vec<Holder>) -> Vec<Neighbour> {
     holders.map(neighbour).collect()
 }
 
-/// A question for bytes.
-pub(super) struct Wish {
-    pub(super) hash: SpecHash,
-    /// Its length, where a record says so.
-    pub(super) len: Option<u64>,
-    /// See [`GetBlob::force`].
-    pub(super) force: bool,
-    /// What the most patient of its readers has left.
-    pub(super) within: Duration,
-    /// A peer is asked, and no coordinator.
-    pub(super) peer: bool,
-}
-
-/// Asks one link for bytes.
-pub(super) async fn fetch(link: &Link, wish: Wish) -> Event {
-    let Wish {
-        hash,
-        len,
-        force,
-        within,
-        peer,
-    } = wish;
-    let patience = match (peer, force) {
-        (true, true) => Patience::peer(),
-        // It may wait for the bytes itself.
-        (true, false) => Patience {
+/// How long bytes are waited for.
+/// `within`: what the most patient of their readers has left.
+pub(super) fn for_bytes(from: Source, force: bool, within: Duration) -> Patience {
+    let patience = match (from, force) {
+        (Source::Peer(_), true) => Patience::peer(),
+        // It may wait for them itself.
+        (Source::Peer(_), false) => Patience {
             first_byte: MAX_HOLD + FIRST_BYTE_MIN,
             ..Patience::peer()
         },
-        (false, _) => lenient(),
+        (Source::Coordinator(_), _) => lenient(),
     };
-    let patience = Patience {
+    Patience {
         // Of peers there are others.
-        dial_within: Some(if peer { Duration::ZERO } else { within }),
+        dial_within: Some(if from.is_peer() {
+            Duration::ZERO
+        } else {
+            within
+        }),
         ..patience
-    };
-    let max = len.unwrap_or(MAX_SPEC_LEN).min(MAX_SPEC_LEN);
-    let answer = async {
-        let request = Request::GetBlob(GetBlob { hash, force });
-        let mut exchange = link.call(&request, Bytes::new(), patience).await?;
-        match exchange.next().await? {
-            Response::Blob(_) => match exchange.body(max).await {
-                // Its length alone says that these are not the bytes: as good as wrong ones.
-                Err(LinkError::TooLong { .. }) => Ok(Event::Body(Bytes::new())),
-                body => Ok(Event::Body(body?)),
-            },
-            Response::Holders(Holders { ask }) if !force && !peer => {
-                Ok(Event::Pointed(neighbours(ask)))
-            }
-            _ => Err(Trouble::Order),
-        }
-    };
-    answer.await.unwrap_or_else(failed)
+    }
 }
 
 /// Why a call has no answer.
@@ -454,67 +422,5 @@ pub(super) fn failed(trouble: Trouble) -> Event {
     Event::Failed {
         reason,
         unreachable,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::net::{
-        Congestion, EndpointOptions, Limits, Peer, Port, Reply, Runtime, Service, SessionKey,
-    };
-    use crate::proto::wire::{HeadBytes, ProofBytes};
-    use crate::spec::Spec;
-    use crate::trust::{Identity, IdentityOptions, IdentityPaths, issue};
-
-    /// Announces eleven bytes, whatever it is asked for.
-    struct Liar;
-
-    impl Service for Liar {
-        fn catalog(&self, _: &SessionKey) -> Option<(HeadBytes, ProofBytes)> {
-            None
-        }
-
-        async fn serve(&self, _: Peer, _: Request, _: Bytes, reply: &mut Reply) {
-            let blob = Response::Blob(crate::proto::wire::Blob { len: 11 });
-            // The asker may have seen enough.
-            let _ = reply.send_with_body(&blob, "eleven byte".into()).await;
-        }
-    }
-
-    #[tokio::test]
-    async fn an_announced_length_that_the_record_rules_out_is_as_good_as_wrong_bytes() {
-        let dir = tempfile::tempdir().expect("a directory");
-        issue::throwaway(dir.path()).expect("throwaway");
-        let runtime = Runtime::start().expect("a thread");
-        let bind = |name: &str| {
-            let paths = IdentityPaths::in_dir(&dir.path().join(name));
-            let identity = Identity::load(paths, IdentityOptions::default()).expect("an identity");
-            let options = EndpointOptions {
-                reset_key: [7; 32],
-                agent: "test".into(),
-                max_spec_len: MAX_SPEC_LEN,
-                limits: Limits::default(),
-                congestion: Congestion::default(),
-            };
-            let addr = "127.0.0.1:0".parse().expect("an address");
-            let port = Port::bind(addr, identity.uri().cluster()).expect("a port");
-            Endpoint::start(runtime.handle(), port, identity, options).expect("started")
-        };
-        let (liar, asker) = (bind("dev/worker/w1"), bind("dev/worker/w2"));
-        liar.serve(Arc::new(Liar));
-        let link = Link::new(&asker, liar.local_addr().to_string(), Wanted::Peer);
-        let hash = SpecHash::of(b"five!");
-        let wish = Wish {
-            hash,
-            len: Some(5),
-            force: true,
-            within: Duration::ZERO,
-            peer: true,
-        };
-        match fetch(&link, wish).await {
-            Event::Body(body) => assert!(Spec::verify(hash, Some(5), body).is_err()),
-            other => panic!("{other:?}"),
-        }
     }
 }

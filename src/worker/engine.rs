@@ -1,3 +1,5 @@
+mod together;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,7 +11,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
 
-use super::call::{CoordinatorLink, Wish, fetch, peers_catalog, peers_delta};
+use self::together::{Group, Question, To, Waiting};
+use super::call::{CoordinatorLink, peers_catalog, peers_delta};
 use super::keeper::{Keeper, Left};
 use super::leased;
 use super::peers::PeerLinks;
@@ -73,8 +76,12 @@ pub(super) struct Engine {
     answers: Mutex<BTreeMap<Ticket, oneshot::Sender<Result<Answer, GetError>>>>,
     /// Other workers that wait for bytes that are on their way here.
     guests: Mutex<BTreeMap<Ticket, oneshot::Sender<Result<Spec, Refusal>>>>,
-    calls: Mutex<BTreeMap<CallId, AbortHandle>>,
+    calls: Mutex<BTreeMap<CallId, Running>>,
+    /// Questions for bytes that leave in a moment.
+    waiting: Mutex<Waiting>,
     next_ticket: AtomicU64,
+    /// Reads that are about to be handed to the machine together.
+    gathered: Mutex<Vec<(Ticket, Query)>>,
     /// When the timer task wakes next, microseconds; `u64::MAX` without a timer.
     armed: AtomicU64,
     rearm: Notify,
@@ -135,7 +142,9 @@ impl Engine {
             answers: Mutex::default(),
             guests: Mutex::default(),
             calls: Mutex::default(),
+            waiting: Mutex::default(),
             next_ticket: AtomicU64::new(0),
+            gathered: Mutex::default(),
             armed: AtomicU64::new(u64::MAX),
             rearm: Notify::new(),
             leaving: Mutex::default(),
@@ -219,7 +228,10 @@ impl Engine {
             ));
             reads.push((ticket, query));
         }
-        self.drive_knowing(Input::Get { reads }, known);
+        match known {
+            Some(_) => self.drive_knowing(Input::Get { reads }, known),
+            None => self.gather(reads).await,
+        }
         let mut results = Vec::with_capacity(waiting.len());
         for ((receive, reader), target) in waiting.into_iter().zip(targets) {
             let result = receive.await.unwrap_or(Err(GetError::Draining));
@@ -228,6 +240,22 @@ impl Engine {
             results.push(result);
         }
         results
+    }
+
+    /// Hands reads to the machine together with those that others begin in the same moment: what
+    /// they ask the coordinator goes out as one request.
+    async fn gather(self: &Arc<Self>, reads: Vec<(Ticket, Query)>) {
+        let is_first = {
+            let mut gathered = lock(&self.gathered);
+            let is_first = gathered.is_empty();
+            gathered.extend(reads);
+            is_first
+        };
+        if is_first {
+            let _turn = Turn(self);
+            // Whoever is ready to read does so meanwhile.
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Hands one input to the machine and carries out what follows from it.
@@ -489,37 +517,20 @@ impl Engine {
                 addr,
                 force,
                 within,
-            } => self.spawn(call, move |engine| async move {
-                let link = match (source, addr) {
-                    (Source::Coordinator(index), _) => {
-                        let link = engine.coordinator(index);
-                        link.map(|link| link.link().clone())
-                    }
-                    (Source::Peer(id), Some(addr)) => engine.passing_link(id, &addr),
-                    (Source::Peer(id), None) => engine.peer_link(id),
-                };
-                let wish = Wish {
+            } => {
+                let question = Question {
+                    call,
                     hash,
                     len,
-                    force,
                     within,
-                    peer: matches!(source, Source::Peer(_)),
                 };
-                let event = match link {
-                    Some(link) => {
-                        let event = fetch(&link, wish).await;
-                        engine.count_taken(source, &link, &event);
-                        event
-                    }
-                    None => no_member(),
-                };
-                engine.drive(Input::Event { call, event });
-            }),
-            Output::Cancel(call) => {
-                if let Some(task) = lock(&self.calls).remove(&call) {
-                    task.abort();
-                }
+                self.add_question(To { source, force }, question, addr);
             }
+            Output::Cancel(call) => match lock(&self.calls).remove(&call) {
+                Some(Running::Alone(task)) => task.abort(),
+                Some(Running::Together(group)) => group.let_go(),
+                Some(Running::Waits) | None => {}
+            },
             Output::Brought { hop, rev } => {
                 metrics::counter!("larder_catalog_updates_total", "hop" => hop.kind()).increment(1);
                 tracing::info!(from = %hop, revision = %rev, "the catalog was brought forward");
@@ -528,6 +539,17 @@ impl Engine {
                 metrics::counter!("larder_misbehaved_total", "hop" => hop.kind()).increment(1);
                 tracing::warn!(%hop, what, "a node sent what its record does not allow");
             }
+        }
+    }
+
+    fn link_to(&self, source: Source, addr: Option<String>) -> Option<Link> {
+        match (source, addr) {
+            (Source::Coordinator(index), _) => {
+                let link = self.coordinator(index)?;
+                Some(link.link().clone())
+            }
+            (Source::Peer(id), Some(addr)) => self.passing_link(id, &addr),
+            (Source::Peer(id), None) => self.peer_link(id),
         }
     }
 
@@ -613,7 +635,7 @@ impl Engine {
             task.await;
             lock(&engine.calls).remove(&call);
         });
-        calls.insert(call, handle.abort_handle());
+        calls.insert(call, Running::Alone(handle.abort_handle()));
     }
 
     /// Gives the lease back, and waits for that to be said.
@@ -801,6 +823,15 @@ impl HeadVerifier for Pinned {
     }
 }
 
+/// A call that can be cancelled.
+#[derive(Debug)]
+enum Running {
+    Alone(AbortHandle),
+    /// It has not left yet.
+    Waits,
+    Together(Arc<Group>),
+}
+
 /// A read that someone waits for; when they leave, the machine forgets it.
 struct Reader<'a> {
     engine: &'a Arc<Engine>,
@@ -811,7 +842,20 @@ impl Drop for Reader<'_> {
     fn drop(&mut self) {
         let ticket = self.ticket;
         if lock(&self.engine.answers).remove(&ticket).is_some() {
+            lock(&self.engine.gathered).retain(|(of, _)| *of != ticket);
             self.engine.drive(Input::Forget { ticket });
+        }
+    }
+}
+
+/// The turn of the reads that have gathered. It ends also if the reader that began it goes away.
+struct Turn<'a>(&'a Arc<Engine>);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let reads = std::mem::take(&mut *lock(&self.0.gathered));
+        if !reads.is_empty() {
+            self.0.drive(Input::Get { reads });
         }
     }
 }

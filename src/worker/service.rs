@@ -2,17 +2,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use super::Node;
 use super::uploads::Gate;
 use crate::net::{Gone, Peer, Reply, Service, SessionKey};
-use crate::proto::code::{Code, Refusal};
+use crate::proto::code::{Code, Refusal, WireRefusal};
 use crate::proto::limit::{MAX_CATALOGS_GIVEN, RECORDS_PER_PART};
 use crate::proto::wire::{
-    Blob, GetBlob, GetCatalog, GetDelta, HeadBytes, ProofBytes, Request, Response, Status,
+    Blob, BlobOf, GetBlob, GetBlobs, GetCatalog, GetDelta, HeadBytes, NoBlobOf, ProofBytes,
+    Request, Response, Status,
 };
 use crate::proto::worker::{Local, not_here};
-use crate::spec::Spec;
+use crate::spec::{Spec, SpecHash};
 
 /// What a worker gives to others: bytes by hash and its catalog, which prove themselves, and
 /// nothing that needs truth.
@@ -32,6 +34,7 @@ impl Service for Serving {
         // A reader that is gone has nothing to be told.
         let _ = match request {
             Request::GetBlob(get) => self.give(&peer, get, reply).await,
+            Request::GetBlobs(get) => self.give_several(&peer, get, reply).await,
             Request::GetDelta(get) => self.give_delta(&get, reply).await,
             Request::GetCatalog(get) => self.give_catalog(&get, reply).await,
             Request::Meet(meet) => match self.node.members() {
@@ -110,12 +113,92 @@ impl Serving {
         Ok(())
     }
 
+    /// Gives what is here, and the rest as it comes.
+    async fn give_several(
+        &self,
+        peer: &Peer,
+        get: GetBlobs,
+        reply: &mut Reply,
+    ) -> Result<(), Gone> {
+        if let Err(refusal) = get.check() {
+            return reply.refuse(&refusal).await;
+        }
+        let gone = reply.asker_gone();
+        tokio::pin!(gone);
+        let mut coming = JoinSet::new();
+        for (index, hash) in (0..).zip(get.hashes) {
+            let pass = match self.gate.enter(peer.uri.id()) {
+                Ok(pass) => pass,
+                Err(refusal) => {
+                    self.give_part(peer, index, Err(refusal), reply).await?;
+                    continue;
+                }
+            };
+            match found(self.node.engine().look(hash).await) {
+                Err(refusal) if refusal.code == Code::NotFound && !get.force => {
+                    let node = Arc::clone(&self.node);
+                    coming.spawn(async move { (index, await_bytes(&node, hash).await, pass) });
+                }
+                found => {
+                    let spec = found.and_then(|spec| pass.take(spec.len()).map(|()| spec));
+                    self.give_part(peer, index, spec, reply).await?;
+                }
+            }
+        }
+        if !coming.is_empty() {
+            reply.send(&Response::Holding(())).await?;
+        }
+        loop {
+            let came = tokio::select! {
+                came = coming.join_next() => came,
+                // What is waited for may be a moment away; the asker is not there any more.
+                () = &mut gone => return Err(Gone),
+            };
+            match came {
+                Some(Ok((index, spec, pass))) => {
+                    let spec = spec.and_then(|spec| pass.take(spec.len()).map(|()| spec));
+                    self.give_part(peer, index, spec, reply).await?;
+                }
+                // It has failed: what it was for stays unanswered, which the asker sees.
+                Some(Err(_)) => {}
+                None => return Ok(()),
+            }
+        }
+    }
+
+    async fn give_part(
+        &self,
+        peer: &Peer,
+        index: u32,
+        spec: Result<Spec, Refusal>,
+        reply: &mut Reply,
+    ) -> Result<(), Gone> {
+        match spec {
+            Ok(spec) => {
+                let len = spec.len();
+                self.count_given(peer, len);
+                let blob = Response::BlobOf(BlobOf { index, len });
+                reply.send_with_body(&blob, spec.into_bytes()).await
+            }
+            Err(refusal) => {
+                let refusal = WireRefusal::from(&refusal);
+                let none = NoBlobOf { index, refusal };
+                reply.send(&Response::NoBlobOf(none)).await
+            }
+        }
+    }
+
+    fn count_given(&self, peer: &Peer, len: u64) {
+        metrics::counter!("larder_blobs_given_total").increment(1);
+        self.node.engine().traffic().gave(peer.uri.id(), len);
+    }
+
     async fn give(&self, peer: &Peer, get: GetBlob, reply: &mut Reply) -> Result<(), Gone> {
         let spec = match self.gate.enter(peer.uri.id()) {
             Ok(pass) => {
                 let gone = reply.asker_gone();
                 let spec = tokio::select! {
-                    spec = self.find(get) => spec,
+                    spec = find(&self.node, get.hash, get.force) => spec,
                     // What it waits for may be a moment away; the asker is not there any more.
                     () = gone => return Err(Gone),
                 };
@@ -129,30 +212,27 @@ impl Serving {
             Err(refusal) => return reply.refuse(&refusal).await,
         };
         let len = spec.len();
-        metrics::counter!("larder_blobs_given_total").increment(1);
-        let traffic = self.node.engine().traffic();
-        traffic.gave(peer.uri.id(), len);
+        self.count_given(peer, len);
         let blob = Response::Blob(Blob { len });
         reply.send_with_body(&blob, spec.into_bytes()).await
     }
+}
 
-    /// What is here, or comes within a moment if the asker can wait.
-    async fn find(&self, GetBlob { hash, force }: GetBlob) -> Result<Spec, Refusal> {
-        let engine = self.node.engine();
-        let mut found = found(engine.look(hash).await);
-        if let (Err(refusal), false) = (&found, force)
-            && refusal.code == Code::NotFound
-        {
-            found = engine.await_bytes(hash).await;
-            // They may have come in between.
-            if found
-                .as_ref()
-                .is_err_and(|told| told.code == Code::NotFound)
-            {
-                found = self::found(engine.look(hash).await);
-            }
-        }
-        found
+/// What is here, or comes within a moment unless it is `forced` now.
+async fn find(node: &Node, hash: SpecHash, forced: bool) -> Result<Spec, Refusal> {
+    match found(node.engine().look(hash).await) {
+        Err(refusal) if refusal.code == Code::NotFound && !forced => await_bytes(node, hash).await,
+        found => found,
+    }
+}
+
+/// What is not here, if it comes within a moment.
+async fn await_bytes(node: &Node, hash: SpecHash) -> Result<Spec, Refusal> {
+    let engine = node.engine();
+    match engine.await_bytes(hash).await {
+        // They may have come in between.
+        Err(refusal) if refusal.code == Code::NotFound => found(engine.look(hash).await),
+        came => came,
     }
 }
 

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::{CatalogId, Content, Epoch, Revision, Version};
 use crate::identity::NodeId;
+use crate::proto::code::{Code, Refusal, WireRefusal};
+use crate::proto::limit::MAX_BLOBS_PER_REQUEST;
 use crate::spec::{SpecHash, SpecName};
 
 /// What are these names, now or at a revision?
@@ -156,6 +158,60 @@ pub struct Holders {
 pub struct Blob {
     /// Length in bytes.
     pub len: u64,
+}
+
+/// Bytes by several hashes. For each there is one [`BlobOf`], [`HoldersOf`] or [`NoBlobOf`], in
+/// whatever order they come. A worker that holds what is left of the question says so once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GetBlobs {
+    /// Of what; at most [`MAX_BLOBS_PER_REQUEST`](crate::proto::limit::MAX_BLOBS_PER_REQUEST).
+    pub hashes: Vec<SpecHash>,
+    /// See [`GetBlob::force`].
+    pub force: bool,
+}
+
+impl GetBlobs {
+    /// Whether it may be asked.
+    ///
+    /// # Errors
+    /// [`Code::TooLarge`] for too many hashes.
+    pub fn check(&self) -> Result<(), Refusal> {
+        if self.hashes.len() <= MAX_BLOBS_PER_REQUEST {
+            return Ok(());
+        }
+        let message = format!(
+            "{} bodies in one request, at most {MAX_BLOBS_PER_REQUEST} are allowed",
+            self.hashes.len()
+        );
+        Err(Refusal::new(Code::TooLarge, message))
+    }
+}
+
+/// Answers a part of [`GetBlobs`]; a body of `len` bytes follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobOf {
+    /// Place of its hash in the request.
+    pub index: u32,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// Answers a part of [`GetBlobs`] as [`Holders`] answers a [`GetBlob`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldersOf {
+    /// Place of the hash in the request.
+    pub index: u32,
+    /// See [`Holders::ask`].
+    pub ask: Vec<Holder>,
+}
+
+/// Answers a part of [`GetBlobs`]: these bytes are not to be had here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoBlobOf {
+    /// Place of the hash in the request.
+    pub index: u32,
+    /// Why.
+    pub refusal: WireRefusal,
 }
 
 /// Records by prefix, in order of name.

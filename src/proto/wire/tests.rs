@@ -100,6 +100,10 @@ fn requests() -> Vec<Request> {
         }),
         Request::GetMembers(GetMembers {}),
         Request::Relay(Relay {}),
+        Request::GetBlobs(GetBlobs {
+            hashes: vec![hash, SpecHash::from_bytes([9; 32])],
+            force: true,
+        }),
     ]
 }
 
@@ -250,6 +254,16 @@ fn responses() -> Vec<Response> {
             to: ([10, 0, 0, 1], 7_457).into(),
         }),
         Response::Holders(Holders { ask: vec![holder] }),
+        Response::BlobOf(BlobOf { index: 1, len: 5 }),
+        Response::NoBlobOf(NoBlobOf {
+            index: 63,
+            refusal: WireRefusal::from(&Refusal::new(Code::Busy, "later")),
+        }),
+        Response::HoldersOf(HoldersOf {
+            index: 1,
+            ask: vec![holder],
+        }),
+        Response::Holding(()),
     ]
 }
 

@@ -8,7 +8,9 @@ use crate::answer::{GetError, Hop, HopFailure};
 use crate::identity::NodeId;
 use crate::proto::Time;
 use crate::proto::code::Code;
-use crate::proto::limit::{HEDGE_DEFAULT, HOLDERS_NAMED, MAX_POINTED_PATIENCE, POINTED_PATIENCE};
+use crate::proto::limit::{
+    HELD_PATIENCE, HOLDERS_NAMED, MAX_POINTED_PATIENCE, POINTED_HEDGE, POINTED_PATIENCE,
+};
 use crate::proto::mutant::mutant;
 use crate::proto::wire::Peering;
 use crate::proto::worker::names::damaged;
@@ -254,7 +256,7 @@ impl Worker {
         let after = match hinted {
             Some(fetch) => {
                 let slow = fetch.named_after.min(POINTED_PATIENCE);
-                usual.max(HEDGE_DEFAULT).max(slow)
+                usual.max(POINTED_HEDGE).max(slow)
             }
             None => usual,
         };
@@ -327,7 +329,29 @@ impl Worker {
         self.ask_next(hash, now);
     }
 
+    /// It is there, and the bytes are on their way to it: nobody else is asked so soon.
+    fn fetch_held(&mut self, id: CallId) {
+        let Some(&Call::Fetch {
+            hash,
+            source,
+            since,
+        }) = self.calls.get(&id)
+        else {
+            return;
+        };
+        let fetch = self.fetches.get_mut(&hash);
+        if let Some(fetch) = fetch.filter(|fetch| fetch.is_hinted(source)) {
+            fetch.theirs_until = fetch.theirs_until.max(Some(since + HELD_PATIENCE));
+            if let Some(next) = fetch.hedge_at {
+                self.arm_hedge_at(hash, next.max(since + POINTED_PATIENCE));
+            }
+        }
+    }
+
     pub(super) fn fetch_event(&mut self, id: CallId, event: Event, now: Time) {
+        if let Event::Held = event {
+            return self.fetch_held(id);
+        }
         let Some(Call::Fetch {
             hash,
             source,
@@ -513,6 +537,7 @@ impl Worker {
     /// Removes the fetch, its timer and whatever it still asks for.
     fn end_fetch(&mut self, hash: SpecHash) -> Option<Fetch> {
         let fetch = self.fetches.remove(&hash)?;
+        self.fetch_ended = true;
         if let Some(at) = fetch.hedge_at {
             self.timers.remove(&(at, Timer::Hedge(hash)));
         }

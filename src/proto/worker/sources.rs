@@ -37,7 +37,8 @@ pub enum Source {
 }
 
 impl Source {
-    pub(super) const fn is_peer(&self) -> bool {
+    /// Whether it is no coordinator.
+    pub const fn is_peer(&self) -> bool {
         matches!(self, Self::Peer(_))
     }
 }

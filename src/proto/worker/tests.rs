@@ -4,7 +4,8 @@ use super::*;
 use crate::catalog::Content;
 use crate::proto::code::Code;
 use crate::proto::limit::{
-    ANSWER_TIMEOUT, HEDGE_DEFAULT, MAX_GUESTS_PER_BODY, MAX_HOLD, MAX_QUESTIONS, POINTED_PATIENCE,
+    ANSWER_TIMEOUT, HEDGE_DEFAULT, HELD_PATIENCE, MAX_GUESTS_PER_BODY, MAX_HOLD, MAX_QUESTIONS,
+    POINTED_HEDGE, POINTED_PATIENCE,
 };
 
 const CATALOG: CatalogId = CatalogId::from_bytes([1; 16]);
@@ -745,13 +746,35 @@ fn who_is_pointed_at_others_asks_them_and_then_the_coordinator() {
 }
 
 #[test]
+fn who_says_that_it_waits_itself_has_longer() {
+    let mut desk = following(1, 0);
+    let [first, second] = pointed(&mut desk);
+    let start = desk.now;
+    assert_eq!(desk.fetch().1, first);
+    let waits = desk.asked;
+    desk.event(waits, Event::Held);
+    desk.advance(POINTED_HEDGE);
+    assert!(desk.asks_nobody(), "it is there");
+    desk.advance(POINTED_PATIENCE - desk.now.since(start));
+    assert_eq!(desk.fetch().1, second);
+    // To say so again and again changes nothing.
+    for _ in 0..3 {
+        desk.advance(POINTED_PATIENCE / 4);
+        desk.event(waits, Event::Held);
+        assert!(desk.asks_nobody());
+    }
+    desk.advance(HELD_PATIENCE - desk.now.since(start));
+    assert_eq!(desk.fetch_with(), (Source::Coordinator(0), None, true));
+}
+
+#[test]
 fn those_whom_a_slow_coordinator_named_have_longer() {
     let mut desk = following(1, 0);
     let took = POINTED_PATIENCE * 3 / 4;
     let [first, second] = pointed_after(&mut desk, took);
     let start = desk.now;
     assert_eq!(desk.fetch().1, first);
-    desk.advance(HEDGE_DEFAULT);
+    desk.advance(POINTED_HEDGE);
     assert!(desk.asks_nobody(), "it waits for the same as all others");
     desk.advance(took - desk.now.since(start));
     assert_eq!(desk.fetch().1, second);
@@ -767,10 +790,10 @@ fn a_coordinator_that_named_others_is_asked_once_they_had_their_time() {
     let [first, second] = pointed(&mut desk);
     let start = desk.now;
     assert_eq!(desk.fetch().1, first);
-    desk.advance(HEDGE_DEFAULT);
+    desk.advance(POINTED_HEDGE);
     assert_eq!(desk.fetch().1, second);
     let late = desk.asked;
-    desk.advance(HEDGE_DEFAULT);
+    desk.advance(POINTED_PATIENCE / 4);
     assert!(desk.asks_nobody());
     desk.advance(POINTED_PATIENCE - desk.now.since(start));
     assert_eq!(desk.fetch_with(), (Source::Coordinator(0), None, true));

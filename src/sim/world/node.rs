@@ -563,6 +563,7 @@ impl World {
             None if !force => {
                 let ticket = self.id();
                 self.nodes[peer].guests.insert(ticket, from);
+                self.reply(from, vec![Event::Held]);
                 return self.tell(peer, Input::Hold { ticket, hash });
             }
             None => Some(Event::Refused(Refusal::new(Code::NotFound, "not here"))),
