@@ -43,6 +43,7 @@
 //! | `Hello` | `Welcome` | all | the link is not up |
 //! | `Resolve` | `Resolved`, then one `Outcome` (and body) per name | all | names without an outcome are unknown; an outcome without its whole body is still the truth about its name |
 //! | `GetBlob` | `Blob` and body, or `Holders` unless it says `force` | all | ask someone else, and in the end the coordinator with `force` |
+//! | `GetBlobs` | per hash one `BlobOf` and body, `HoldersOf` or `NoBlobOf`; of a worker `Holding` before it waits for the rest | all | the same for what has no answer |
 //! | `List`, `GetLog` | `Listing`, `Log` | all | nothing |
 //! | `GetStatus` | `Status` | all | nothing |
 //! | `Have` | `Missing` | publisher | nothing changed |
@@ -57,8 +58,10 @@
 //!
 //! Where many workers ask for one body, the coordinator leaves it out and names one or two that
 //! asked before: in `Outcome::ask`, if the `Resolve` says that the asker has `peers`, or in
-//! `Holders`. They have the bytes or are about to; a worker holds a `GetBlob` without `force` for
-//! [`limit::MAX_HOLD`] while the bytes are on their way to it. `Busy` from a worker is no failure:
+//! `Holders`. They have the bytes or are about to; a worker holds a question without `force` for
+//! [`limit::MAX_HOLD`] while the bytes are on their way to it, and says so in an answer to `GetBlobs`.
+//! Bodies above [`limit::MAX_SHARED_BODY`] are left out of an answer about several names: those
+//! behind them would wait. `Busy` from a worker is no failure:
 //! others are asked.
 //!
 //! A `PrepAck` usually follows the `Watch` on its stream instead, as many as there are, and is not
