@@ -11,7 +11,7 @@ use std::thread;
 
 use larder::catalog::{CatalogId, Epoch, Head, HeadHash, HeadKey, Revision, SignedHead, StateRoot};
 use larder::identity::NodeId;
-use larder::proto::wire::{Blob, Outcome, Request, Resolved, Response, WireVersion};
+use larder::proto::wire::{BlobOf, Outcome, Request, Resolved, Response, WireVersion};
 use larder::proto::worker::weight;
 use larder::spec::{Spec, SpecHash};
 use serde_json::Value;
@@ -167,7 +167,12 @@ fn frame(response: &Response) -> Vec<u8> {
 /// A blob that announces `len` bytes and comes with these.
 fn blob(len: usize, bytes: &[u8]) -> Vec<u8> {
     let len = u64::try_from(len).expect("small");
-    [&frame(&Response::Blob(Blob { len })), bytes].concat()
+    blob_at(0, len, bytes)
+}
+
+/// The same as the answer to the question at `index`.
+fn blob_at(index: u32, len: u64, bytes: &[u8]) -> Vec<u8> {
+    [&frame(&Response::BlobOf(BlobOf { index, len })), bytes].concat()
 }
 
 /// A frame whose header is one byte longer than its value.
@@ -222,6 +227,12 @@ fn a_peer_that_lies_is_named_and_the_next_one_gives_the_right_bytes() {
             trailing(blob(len, &[])),
             Then::Finish,
             "left over",
+        ),
+        (
+            "other-place",
+            blob_at(7, len as u64, &right),
+            Then::Finish,
+            "another question",
         ),
         (
             "other-answer",
