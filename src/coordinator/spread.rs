@@ -7,9 +7,11 @@ use super::*;
 use crate::answer::{Freshness, Hop};
 use crate::api::site::Site;
 use crate::identity::{NodeId, NodeUri, THROWAWAY_CLUSTER};
-use crate::net::{Link, Patience, Wanted};
-use crate::proto::limit::FIRST_ASKERS;
-use crate::proto::wire::{Peering, Publish, PublishName, Request, Resolve, Response};
+use crate::net::{Exchange, Link, Patience, Wanted};
+use crate::proto::limit::{FIRST_ASKERS, MAX_SHARED_BODY};
+use crate::proto::wire::{
+    GetBlobs, Peering, Publish, PublishName, Request, Resolve, ResolveName, Response,
+};
 use crate::spec::{MAX_SPEC_LEN, Spec, Syntax};
 use crate::trust::{IdentityOptions, IdentityPaths};
 use crate::worker::Worker;
@@ -132,5 +134,117 @@ async fn a_worker_that_asks_and_gives_is_known_to_listen_where_it_asks_from() {
         let expected = is_known.then(|| asker.local_addr());
         assert_eq!(known, expected, "{who} {peering:?}");
     }
+    coordinator.stop().await;
+}
+
+/// Opens the answer to one request.
+async fn ask(link: &Link, request: &Request) -> Exchange {
+    let call = link.call(request, Bytes::new(), Patience::coordinator());
+    call.await.expect("a connection")
+}
+
+#[tokio::test]
+async fn each_of_several_hashes_gets_its_bytes_or_who_has_them_or_a_refusal() {
+    let site = Site::new();
+    let coordinator = site.coordinator(site.store("c"));
+    let (few, many) = (Spec::new("a: 1\n".into()), Spec::new("a: 2\n".into()));
+    publish(&coordinator, "few", &few).await;
+    publish(&coordinator, "many", &many).await;
+    let holder = "127.0.0.1:9".parse().expect("an address");
+    let whereabouts = &coordinator.node.whereabouts;
+    whereabouts.note(&uri("w1"), holder, Some(true));
+    {
+        let mut askers = coordinator.node.askers.lock().expect("no panic");
+        askers.ask(many.hash(), uri("w1").id(), |_| true, clock::now());
+    }
+    asked(&coordinator, &many, FIRST_ASKERS);
+
+    let asker = endpoint(&site, "dev/worker/w2");
+    let addr = coordinator.local_addr().to_string();
+    let link = Link::new(&asker, addr, Wanted::Coordinator);
+    let hashes = vec![many.hash(), SpecHash::of(b"nowhere"), few.hash()];
+    for force in [false, true] {
+        let request = Request::GetBlobs(GetBlobs {
+            hashes: hashes.clone(),
+            force,
+        });
+        let mut answer = ask(&link, &request).await;
+        let (mut bodies, mut holders, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..hashes.len() {
+            match answer.next().await.expect("an answer") {
+                Response::BlobOf(blob) => {
+                    let body = answer.body(MAX_SPEC_LEN).await.expect("a body");
+                    bodies.push((blob.index, body));
+                }
+                Response::HoldersOf(of) => holders.push((of.index, of.ask[0].addr)),
+                Response::NoBlobOf(none) => {
+                    refused.push((none.index, Refusal::from(none.refusal).code));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let mut expected = vec![(2, few.clone().into_bytes())];
+        if force {
+            expected.insert(0, (0, many.clone().into_bytes()));
+        }
+        assert_eq!(bodies, expected, "force: {force}");
+        let pointed = if force { vec![] } else { vec![(0, holder)] };
+        assert_eq!(holders, pointed, "force: {force}");
+        assert_eq!(refused, [(1, Code::NotFound)], "force: {force}");
+    }
+    coordinator.stop().await;
+}
+
+#[tokio::test]
+async fn a_long_body_comes_with_the_answer_about_its_name_alone_and_is_read_either_way() {
+    let site = Site::new();
+    let coordinator = site.coordinator(site.store("c"));
+    let text = |len: u64| {
+        let len = usize::try_from(len).expect("a short length");
+        Spec::new(format!("#{}", "x".repeat(len - 1)).into())
+    };
+    let (short, long) = (text(MAX_SHARED_BODY), text(MAX_SHARED_BODY + 1));
+    publish(&coordinator, "short", &short).await;
+    publish(&coordinator, "long", &long).await;
+    let asker = endpoint(&site, "dev/worker/w1");
+    let addr = coordinator.local_addr().to_string();
+    let link = Link::new(&asker, addr, Wanted::Coordinator);
+    for (names, expected) in [
+        (&["long"][..], &[true][..]),
+        (&["long", "short"], &[false, true]),
+    ] {
+        let names = names.iter().map(|name| ResolveName {
+            name: name.parse().expect("a name"),
+            if_hash: None,
+            body: true,
+        });
+        let request = Request::Resolve(Resolve {
+            at: None,
+            names: names.collect(),
+            peering: Peering::Alone,
+        });
+        let mut answer = ask(&link, &request).await;
+        let opening = answer.next().await.expect("an answer");
+        assert!(matches!(opening, Response::Resolved(_)), "{opening:?}");
+        for body in expected {
+            match answer.next().await.expect("an outcome") {
+                Response::Outcome(outcome) => assert_eq!(outcome.body, *body, "{outcome:?}"),
+                other => panic!("{other:?}"),
+            }
+            if *body {
+                answer.body(MAX_SPEC_LEN).await.expect("a body");
+            }
+        }
+    }
+
+    let config = site.config("dev/worker/w2", &[coordinator.local_addr()]);
+    let worker = Worker::start(&config).expect("a worker");
+    let (one, other) = tokio::join!(
+        worker.get("long", Freshness::Verified),
+        worker.get("short", Freshness::Verified),
+    );
+    assert_eq!(one.expect("read").spec, Some(long));
+    assert_eq!(other.expect("read").spec, Some(short));
+    worker.stop().await;
     coordinator.stop().await;
 }
