@@ -75,7 +75,7 @@ pub trait Api: Send + Sync {
 
     /// The revision that a run resolves all its definitions at: nothing that was acknowledged
     /// before the call is missing in it. Read at it with
-    /// [`Freshness::Run`](crate::answer::Freshness::Run), and [`pin`](Self::pin) it if the run may
+    /// [`Freshness::Run`], and [`pin`](Self::pin) it if the run may
     /// outlive the retention of old revisions.
     fn run_token(&self) -> Reply<'_, RunToken>;
 
